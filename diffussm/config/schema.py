@@ -1,0 +1,265 @@
+"""Every key of a config: type, default and one line of help, the literal string under the field.
+
+Lengths of training are counted in images (`_images`), never in steps, so that batch size and cluster may change
+without changing what a config means. Other units: `_s` seconds, `_px` pixels, `_bytes` bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from omegaconf import MISSING
+
+
+class Source(Enum):
+    """Where training images come from."""
+
+    twemoji = "twemoji"
+    fashion_mnist = "fashion-mnist"
+    folder = "folder"
+
+
+class OnCorrupt(Enum):
+    """What to do with an image that cannot be decoded."""
+
+    skip = "skip"
+    fail = "fail"
+
+
+class Precision(Enum):
+    """Arithmetic of the dense layers; state-space parameters are fp32 always."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class PosEmbed(Enum):
+    """Positional embedding added after the stem."""
+
+    none = "none"
+    sincos = "sincos"
+
+
+class Sampler(Enum):
+    """Reverse process used for sampling."""
+
+    ddpm = "ddpm"
+    ddim = "ddim"
+    dpm = "dpm"
+
+
+class WandbMode(Enum):
+    """How metrics reach Weights & Biases."""
+
+    auto = "auto"
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class DataConfig:
+    """Images, autoencoder and the latents made of them."""
+
+    source: Source = Source.twemoji
+    """Images to train on: twemoji, fashion_mnist or folder (one sub-folder a class)."""
+    images: str = ""
+    """Folder of the images (source=folder) or of the IDX files (source=fashion_mnist; empty: where Debian puts them)."""
+    latents: str = MISSING
+    """Folder or s3:// URL of the latent shards; made by `diffussm prepare` when absent."""
+    resolution_px: int = 256
+    """Side of the square images after the centre crop; a multiple of the autoencoder's downsampling."""
+    classes: list[str] = field(default_factory=list)
+    """Class names to keep, in label order; empty keeps all classes of the source."""
+    limit: int = 0
+    """Use at most this many images (the first ones, classes in turn); 0 uses all."""
+    autoencoder: str = "builtin:emoji-32"
+    """Frozen VAE: builtin:NAME (weights in the package) or a diffusers folder or hub id."""
+    on_corrupt: OnCorrupt = OnCorrupt.skip
+    """An image that cannot be decoded is skipped, named and counted (skip) or stops the command (fail)."""
+    shard_bytes: int = 1 << 26
+    """Upper bound of one latent shard before a new one is begun."""
+    flip: bool = True
+    """Use the mirrored image of a sample with probability one half."""
+    cache: str = ""
+    """Local folder for shards fetched from a bucket; empty: a folder of this attempt that is removed at the end."""
+    loader_workers: int = 0
+    """Background processes that read shards on each rank; 0 reads in the training process."""
+    download_retries: int = 10
+    """Times a failed shard download is tried again; 10 survive about 8 s of outage."""
+    canonical_nodes: int = 1
+    """streaming's canonical nodes: fixes the sample order for every world size; frozen after the first start."""
+    shuffle_block_images: int = 4096
+    """Images within which the order is shuffled; frozen after the first start."""
+
+
+@dataclass
+class ModelConfig:
+    """The DiffuSSM network."""
+
+    preset: str = "S"
+    """Named size (tiny, S, B, L, XL); width and depth override it when set."""
+    width: Optional[int] = None
+    """Channels D of the residual stream; null takes the preset's."""
+    depth: Optional[int] = None
+    """Number of blocks; null takes the preset's."""
+    hourglass: int = 2
+    """Hourglass ratio M: dense layers run on a sequence M times shorter; divides latent height times width."""
+    state: int = 64
+    """State size N of each channel's state-space model (N/2 conjugate pairs); even."""
+    pos_embed: PosEmbed = PosEmbed.none
+    """Positional embedding after the stem; the state-space model itself knows positions."""
+    backend: str = "auto"
+    """Operator backend: auto, or one named by `diffussm doctor`; a named backend is used or refused."""
+
+
+@dataclass
+class DiffusionConfig:
+    """Forward process and loss."""
+
+    timesteps: int = 1000
+    """Length T of the forward process."""
+    beta_start: float = 1e-4
+    """First beta of the linear schedule (for T = 1000; rescaled by 1000/T otherwise)."""
+    beta_end: float = 0.02
+    """Last beta of the linear schedule (for T = 1000; rescaled by 1000/T otherwise)."""
+    label_drop: float = 0.1
+    """Probability that a sample's label is replaced by the null class, for guidance."""
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation."""
+
+    images: int = MISSING
+    """Length of the training in images seen."""
+    global_batch: int = 256
+    """Images for each optimiser step over all ranks; fixed for the run."""
+    micro_batch: int = 0
+    """Images for each forward pass on one rank; 0: global_batch / workers. Accumulation follows from it."""
+    lr: float = 1e-4
+    """Learning rate of AdamW."""
+    beta1: float = 0.9
+    """First AdamW beta."""
+    beta2: float = 0.999
+    """Second AdamW beta."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of the dense layers; state-space parameters never decay."""
+    warmup_images: int = 0
+    """Images over which the learning rate rises linearly from 0."""
+    decay_images: int = 0
+    """Images at the end over which the learning rate falls linearly to 0; 0 keeps it constant."""
+    grad_clip: float = 0.0
+    """Largest global gradient norm; 0 leaves gradients as they are."""
+    precision: Precision = Precision.bf16
+    """bf16 (autocast; parameters stay fp32) or fp32."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage 0, 1, 2 or 3."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    ema: float = 0.9999
+    """Decay of the weights' exponential moving average for each 256 images' step; scaled to the global batch."""
+    log_images: int = 25_600
+    """Images between two logged lines."""
+    checkpoint_images: int = 2_560_000
+    """Images between two checkpoints; one is always saved at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    max_nonfinite_steps: int = 20
+    """Non-finite steps in a row after which the run stops; each is skipped, counted and shown."""
+
+
+@dataclass
+class ClusterConfig:
+    """Ray workers."""
+
+    workers: int = 1
+    """Training workers (ranks)."""
+    gpus_per_worker: float = 0
+    """GPUs of each worker; 0 trains on the CPU with gloo."""
+    cpus_per_worker: float = 1
+    """CPU cores Ray reserves for each worker."""
+    threads_per_worker: int = 1
+    """Threads torch uses in each worker."""
+    address: str = ""
+    """Address of a running Ray cluster; empty starts one on this machine for the run."""
+    max_failures: int = 3
+    """Worker groups that may be lost before the run stops with `infrastructure`."""
+    health_check_interval_s: float = 0.5
+    """Seconds between two looks at the workers."""
+
+
+@dataclass
+class SampleConfig:
+    """Pictures drawn from the model."""
+
+    sampler: Sampler = Sampler.ddpm
+    """ddpm (ancestral), ddim or dpm (DPM-Solver++)."""
+    steps: int = 250
+    """Reverse steps, respaced from diffusion.timesteps."""
+    guidance: float = 1.5
+    """Classifier-free guidance scale; 1 samples the conditional model alone."""
+    guidance_channels: int = 3
+    """Guide the first n latent channels (3, as DiT's code does) or all of them (0)."""
+    per_class: int = 8
+    """Columns of the sample grid: pictures for each class."""
+    batch: int = 64
+    """Pictures in one forward pass (guidance doubles it)."""
+    seed: int = 0
+    """Seed of noise; picture i is the same for any batch size and number of workers."""
+    ema: bool = True
+    """Sample from the averaged weights."""
+
+
+@dataclass
+class EvaluateConfig:
+    """The score."""
+
+    enabled: bool = True
+    """Score the model at the end of training."""
+    images: int = 50_000
+    """Generated pictures the score is computed from, labels in the proportions of the data."""
+    extractor: str = "efflite0"
+    """Feature network; efflite0 gives FD-EffLite0."""
+    batch: int = 64
+    """Pictures in one forward pass of the extractor."""
+
+
+@dataclass
+class ObserveConfig:
+    """Where progress goes besides the terminal and metrics.jsonl."""
+
+    wandb: WandbMode = WandbMode.auto
+    """auto follows the user's environment (WANDB_MODE, a login) and is offline otherwise; offline, online or disabled."""
+    project: str = "diffussm"
+    """W&B project."""
+
+
+@dataclass
+class Config:
+    """A run: everything that decides its result, and where it lives."""
+
+    name: str = MISSING
+    """Name of the run; its folder below storage. Starting the same name again resumes it."""
+    storage: str = "runs"
+    """Folder or s3:// URL that holds all runs."""
+    seed: int = 0
+    """Seed of initial weights, sample order, noise, timesteps, label drops and flips; frozen after the first start."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and latents."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Network."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Forward process and loss."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Pictures."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Score."""
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    """Logging."""
