@@ -1,0 +1,274 @@
+"""The only door to the object store: a local folder or an S3 bucket behind the same few verbs.
+
+Keys are relative and use forward slashes. A write is seen whole or not at all: locally by writing beside the target
+and renaming, in a bucket because a put is atomic. S3's client keeps its own retries (adaptive, 10 attempts).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from typing_extensions import override
+
+from diffussm.errors import StorageError
+from diffussm.naming import is_remote, join
+
+
+class NotFound(StorageError):
+    """The key does not exist."""
+
+
+class AlreadyExists(StorageError):
+    """A write that was to create the key found one there."""
+
+
+class Store(ABC):
+    """A prefix in a folder or bucket."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The whole object. Raises NotFound, StorageError."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes, *, create: bool = False) -> None:
+        """Put an object; with `create` raise AlreadyExists, atomically, if there is one."""
+
+    @abstractmethod
+    def upload(self, source: Path, key: str) -> None:
+        """Put a local file, in parts when it is large."""
+
+    @abstractmethod
+    def fetch(self, key: str, folder: Path) -> Path:
+        """A local path of the object: the object itself if it is local, else a copy below `folder`."""
+
+    @abstractmethod
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """All keys that begin with `prefix`, sorted."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes of the object. Raises NotFound."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; it need not exist."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object exists."""
+        try:
+            self.size(key)
+        except NotFound:
+            return False
+        return True
+
+    def check_writable(self) -> None:
+        """Write, read back and delete a small object. Raises StorageError with what failed."""
+        key = f".probe-{secrets.token_hex(8)}"
+        self.write(key, b"probe")
+        try:
+            if self.read(key) != b"probe":
+                raise StorageError(f"{self.url}: a written object reads back differently", "check the storage service")
+        finally:
+            self.delete(key)
+
+
+def open_store(url: str) -> Store:
+    """The store at a folder path, `file://` or `s3://bucket/prefix`.
+
+    Raises:
+        StorageError: the scheme is not known.
+    """
+    if not is_remote(url):
+        return LocalStore(url)
+    if url.startswith("s3://"):
+        return S3Store(url)
+    raise StorageError(f"storage: found {url!r}; allowed are a folder or s3://bucket/prefix", "change storage=")
+
+
+class LocalStore(Store):
+    """A folder; made on the first write."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.root = Path(url.removeprefix("file://"))
+
+    @override
+    def read(self, key: str) -> bytes:
+        with self._explain(key):
+            return (self.root / key).read_bytes()
+
+    @override
+    def write(self, key: str, data: bytes, *, create: bool = False) -> None:
+        with self._explain(key), self._beside(key) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self._publish(temporary, key, create)
+
+    @override
+    def upload(self, source: Path, key: str) -> None:
+        import shutil
+
+        with self._explain(key), self._beside(key) as temporary:
+            with source.open("rb") as reader, temporary.open("wb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 22)
+                writer.flush()
+                os.fsync(writer.fileno())
+            self._publish(temporary, key, create=False)
+
+    @override
+    def fetch(self, key: str, folder: Path) -> Path:
+        path = self.root / key
+        if not path.is_file():
+            raise NotFound(f"{join(self.url, key)}: no such file")
+        return path
+
+    @override
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        with self._explain(prefix):
+            files = (p for p in self.root.rglob("*") if p.is_file() and not p.name.endswith(".part"))
+            yield from sorted(k for p in files if (k := p.relative_to(self.root).as_posix()).startswith(prefix))
+
+    @override
+    def size(self, key: str) -> int:
+        with self._explain(key):
+            return (self.root / key).stat().st_size
+
+    @override
+    def delete(self, key: str) -> None:
+        with self._explain(key):
+            (self.root / key).unlink(missing_ok=True)
+            # A folder exists only through its files, as a prefix in a bucket does.
+            parent = (self.root / key).parent
+            while parent != self.root and parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+                parent = parent.parent
+
+    @contextlib.contextmanager
+    def _beside(self, key: str) -> Iterator[Path]:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _publish(self, temporary: Path, key: str, create: bool) -> None:
+        target = self.root / key
+        if not create:
+            temporary.replace(target)
+            return
+        try:
+            os.link(temporary, target)  # fails if the target exists, unlike a rename
+        except FileExistsError:
+            raise AlreadyExists(f"{join(self.url, key)}: exists already") from None
+
+    @contextlib.contextmanager
+    def _explain(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotFound(f"{join(self.url, key)}: no such file") from error
+        except OSError as error:
+            raise StorageError(
+                f"{join(self.url, key)}: {error.strerror or error}", "check that the folder can be written and has room"
+            ) from error
+
+
+class S3Store(Store):
+    """A bucket and prefix; credentials and endpoint come from the environment, as boto3 finds them.
+
+    `S3_ENDPOINT_URL`, which the data loader reads, is honoured too, so that one variable serves both.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        import boto3
+        from botocore.config import Config
+
+        parsed = urlparse(url)
+        self.bucket, self.prefix = parsed.netloc, parsed.path.strip("/")
+        if not self.bucket:
+            raise StorageError(f"storage: found {url!r}, which names no bucket", "use s3://bucket/prefix")
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=os.environ.get("S3_ENDPOINT_URL"),
+            config=Config(retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=10, read_timeout=60),
+        )
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    @override
+    def read(self, key: str) -> bytes:
+        with self._explain(key):
+            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+            return body
+
+    @override
+    def write(self, key: str, data: bytes, *, create: bool = False) -> None:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if create else {}
+        with self._explain(key):
+            self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+
+    @override
+    def upload(self, source: Path, key: str) -> None:
+        with self._explain(key):
+            self.client.upload_file(str(source), self.bucket, self._key(key))
+
+    @override
+    def fetch(self, key: str, folder: Path) -> Path:
+        target = folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._explain(key):
+            self.client.download_file(self.bucket, self._key(key), str(target))
+        return target
+
+    @override
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        with self._explain(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            cut = len(self.prefix) + 1 if self.prefix else 0
+            for page in pages:  # S3 lists in order
+                yield from (entry["Key"][cut:] for entry in page.get("Contents", ()))
+
+    @override
+    def size(self, key: str) -> int:
+        with self._explain(key):
+            return int(self.client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
+
+    @override
+    def delete(self, key: str) -> None:
+        with self._explain(key):
+            self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    @contextlib.contextmanager
+    def _explain(self, key: str) -> Iterator[None]:
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        where = join(self.url, key)
+        try:
+            yield
+        except ClientError as error:
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if status == 404:
+                raise NotFound(f"{where}: no such object") from error
+            if status == 412:
+                raise AlreadyExists(f"{where}: exists already") from error
+            remedy = "check the credentials and the bucket's rights" if status in (401, 403) else "is the store up?"
+            raise StorageError(f"{where}: {error}", remedy) from error
+        except (BotoCoreError, S3UploadFailedError) as error:
+            raise StorageError(f"{where}: {error}", "check the endpoint, the credentials and the network") from error
