@@ -1,0 +1,9 @@
+"""Configuration of a run: schema, loading, rules across sections, and the words that explain each key."""
+
+from __future__ import annotations
+
+from diffussm.config.load import digest, dump, load
+from diffussm.config.rules import check, world_sizes
+from diffussm.config.schema import Config
+
+__all__ = ["Config", "check", "digest", "dump", "load", "world_sizes"]

@@ -1,0 +1,244 @@
+"""Rules for the values of a config and for values that must fit each other. Pure: nothing outside the config is read.
+
+What needs the autoencoder (side of the latent), the file system (storage can be written) or the machine (GPUs) is
+checked by those who have them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diffussm.config.schema import Config, PosEmbed, Source
+from diffussm.errors import ConfigError
+from diffussm.naming import check_run_name
+
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(low: int) -> Rule:
+    return (lambda value: value >= low), f"{low} or more"
+
+
+_POSITIVE: Rule = (lambda value: 0 < value < math.inf), "a number above 0"
+_NOT_NEGATIVE: Rule = (lambda value: 0 <= value < math.inf), "0 or more"
+_FRACTION: Rule = (lambda value: 0 <= value < 1), "a number from 0 to below 1"
+_PROBABILITY: Rule = (lambda value: 0 <= value <= 1), "a probability from 0 to 1"
+_SEED: Rule = (lambda value: 0 <= value < 2**63), "a whole number from 0 to 2**63 - 1"
+_PLACE: Rule = (lambda value: _is_place(value)), "a local folder or s3://bucket/prefix"
+_TEXT: Rule = (lambda value: bool(value.strip())), "text that is not empty"
+
+_RANGES: dict[str, Rule] = {
+    "storage": _PLACE,
+    "seed": _SEED,
+    "data.latents": _PLACE,
+    "data.resolution_px": _at_least(8),
+    "data.limit": _at_least(0),
+    "data.autoencoder": _TEXT,
+    "data.shard_bytes": _at_least(1 << 16),
+    "data.loader_workers": _at_least(0),
+    "data.download_retries": _at_least(0),
+    "data.canonical_nodes": _at_least(1),
+    "data.shuffle_block_images": _at_least(1),
+    "model.hourglass": _at_least(1),
+    "model.state": ((lambda value: value >= 2 and value % 2 == 0), "an even number, 2 or more (conjugate pairs)"),
+    "model.backend": _TEXT,
+    "diffusion.timesteps": _at_least(1),
+    "diffusion.beta_start": _POSITIVE,
+    "diffusion.beta_end": _POSITIVE,
+    "diffusion.label_drop": _PROBABILITY,
+    "train.images": _at_least(1),
+    "train.global_batch": _at_least(1),
+    "train.micro_batch": _at_least(0),
+    "train.lr": _POSITIVE,
+    "train.beta1": _FRACTION,
+    "train.beta2": _FRACTION,
+    "train.weight_decay": _NOT_NEGATIVE,
+    "train.warmup_images": _at_least(0),
+    "train.decay_images": _at_least(0),
+    "train.grad_clip": _NOT_NEGATIVE,
+    "train.zero_stage": ((lambda value: value in (0, 1, 2, 3)), "0, 1, 2 or 3"),
+    "train.ema": _FRACTION,
+    "train.log_images": _at_least(1),
+    "train.checkpoint_images": _at_least(1),
+    "train.keep_checkpoints": _at_least(1),
+    "train.max_nonfinite_steps": _at_least(1),
+    "cluster.workers": _at_least(1),
+    "cluster.gpus_per_worker": ((lambda value: 0 <= value <= 1), "0 (CPU) to 1; a worker drives one GPU"),
+    "cluster.cpus_per_worker": _POSITIVE,
+    "cluster.threads_per_worker": _at_least(1),
+    "cluster.max_failures": _at_least(0),
+    "cluster.health_check_interval_s": _POSITIVE,
+    "sample.steps": _at_least(1),
+    "sample.guidance": _NOT_NEGATIVE,
+    "sample.guidance_channels": _at_least(0),
+    "sample.per_class": _at_least(1),
+    "sample.batch": _at_least(1),
+    "sample.seed": _SEED,
+    "evaluate.images": _at_least(2),
+    "evaluate.extractor": _TEXT,
+    "evaluate.batch": _at_least(1),
+    "observe.project": _TEXT,
+}
+
+
+def check(cfg: Config) -> None:
+    """Raise ConfigError naming every rule that `cfg` breaks: the key, what was found, what is allowed."""
+    problems = list(_range_problems(cfg))
+    # Rules that join keys divide and compare; they make sense only when each value makes sense alone.
+    if not problems:
+        problems = [
+            *_data_problems(cfg),
+            *_model_problems(cfg),
+            *_diffusion_problems(cfg),
+            *_train_problems(cfg),
+            *_batch_problems(cfg),
+        ]
+    if problems:
+        raise ConfigError("\n".join(problems), "`diffussm config` explains each key")
+
+
+def world_sizes(cfg: Config) -> list[int]:
+    """Numbers of workers that split the global batch into whole micro-batches, in rising order.
+
+    With `train.micro_batch` = 0 the micro-batch is whatever a worker's share is, so every divisor of
+    `train.global_batch` is legal; otherwise every divisor of global_batch / micro_batch. Empty when the micro-batch
+    does not divide the global batch.
+    """
+    micro = cfg.train.micro_batch or 1
+    parts, rest = divmod(cfg.train.global_batch, micro)
+    if rest:
+        return []
+    small = [size for size in range(1, math.isqrt(parts) + 1) if parts % size == 0]
+    return sorted({*small, *(parts // size for size in small)})
+
+
+def micro_batch(cfg: Config) -> int:
+    """Images in one forward pass on one rank, for a config that passed `check`."""
+    return cfg.train.micro_batch or cfg.train.global_batch // cfg.cluster.workers
+
+
+def accumulation(cfg: Config) -> int:
+    """Forward passes of each rank for one optimiser step, for a config that passed `check`."""
+    return cfg.train.global_batch // (cfg.cluster.workers * micro_batch(cfg))
+
+
+def _is_place(url: str) -> bool:
+    """Whether `url` is a local path or a bucket with an optional prefix; other schemes have no door."""
+    return bool(_BUCKET.fullmatch(url)) if "://" in url else bool(url.strip())
+
+
+def _range_problems(cfg: Config) -> Iterator[str]:
+    try:
+        check_run_name(cfg.name)
+    except ConfigError as error:
+        yield error.message
+    for name, (is_allowed, allowed) in _RANGES.items():
+        value: Any = cfg
+        for part in name.split("."):
+            value = getattr(value, part)
+        if not is_allowed(value):
+            yield f"{name}: found {value!r}; allowed: {allowed}"
+    for name, size in (("model.width", cfg.model.width), ("model.depth", cfg.model.depth)):
+        if size is not None and size < 1:
+            yield f"{name}: found {size}; allowed: 1 or more, or null for the preset's"
+
+
+def _data_problems(cfg: Config) -> Iterator[str]:
+    data = cfg.data
+    if data.source is Source.folder and not data.images.strip():
+        yield "data.images: found nothing; allowed with data.source=folder: a folder with one sub-folder a class"
+    if data.source is Source.twemoji and data.images.strip():
+        yield f"data.images: found {data.images!r}; allowed with data.source=twemoji: nothing, a package holds the pictures"
+    repeated = sorted({name for name in data.classes if data.classes.count(name) > 1})
+    if repeated or not all(name.strip() for name in data.classes):
+        yield f"data.classes: found {data.classes!r}; allowed: names that are not empty, each once"
+    if data.autoencoder == "builtin:":
+        yield "data.autoencoder: found 'builtin:'; allowed: builtin:NAME, for example builtin:emoji-32"
+    if data.resolution_px**2 % cfg.model.hourglass:
+        # The latent's side divides the resolution, so a ratio that does not divide resolution**2 never fits.
+        yield (
+            f"model.hourglass: found {cfg.model.hourglass}; allowed: a divisor of the latent's height times width, "
+            f"which divides data.resolution_px**2 = {data.resolution_px**2}"
+        )
+
+
+def _model_problems(cfg: Config) -> Iterator[str]:
+    width = cfg.model.width
+    if width is None:
+        return
+    if 2 * width % cfg.model.hourglass:
+        yield (
+            f"model.width: found {width}; allowed with model.hourglass={cfg.model.hourglass}: a width whose double is a "
+            "multiple of it"
+        )
+    if cfg.model.pos_embed is PosEmbed.sincos and width % 4:
+        yield f"model.width: found {width}; allowed with model.pos_embed=sincos: a multiple of 4"
+
+
+def _diffusion_problems(cfg: Config) -> Iterator[str]:
+    diffusion, sample = cfg.diffusion, cfg.sample
+    if diffusion.beta_start > diffusion.beta_end:
+        first, end = diffusion.beta_start, diffusion.beta_end
+        yield f"diffusion.beta_start: found {first}; allowed: at most diffusion.beta_end = {end}"
+    last = diffusion.beta_end * 1000 / diffusion.timesteps
+    if last >= 1:
+        least = math.floor(1000 * diffusion.beta_end) + 1
+        yield (
+            f"diffusion.timesteps: found {diffusion.timesteps}, which makes the last beta {last:.3g}; allowed with "
+            f"diffusion.beta_end={diffusion.beta_end}: {least} or more"
+        )
+    if sample.steps > diffusion.timesteps:
+        yield f"sample.steps: found {sample.steps}; allowed: at most diffusion.timesteps = {diffusion.timesteps}"
+    if diffusion.label_drop == 0 and sample.guidance != 1:
+        yield (
+            f"sample.guidance: found {sample.guidance}; allowed with diffusion.label_drop=0: 1, because the null class "
+            "that guidance needs is never trained"
+        )
+
+
+def _train_problems(cfg: Config) -> Iterator[str]:
+    train = cfg.train
+    if train.images < train.global_batch:
+        yield f"train.images: found {train.images}; allowed: train.global_batch = {train.global_batch} or more (one step)"
+    if train.warmup_images + train.decay_images > train.images:
+        yield (
+            f"train.warmup_images + train.decay_images: found {train.warmup_images} + {train.decay_images}; allowed: "
+            f"together at most train.images = {train.images}"
+        )
+    gpus, workers = cfg.cluster.gpus_per_worker, cfg.cluster.workers
+    if 0 < gpus < 1 and workers > 1:
+        yield (
+            f"cluster.gpus_per_worker: found {gpus} with cluster.workers={workers}; allowed: 0 or 1, because NCCL "
+            "refuses two ranks on one GPU"
+        )
+
+
+def _batch_problems(cfg: Config) -> Iterator[str]:
+    train, workers = cfg.train, cfg.cluster.workers
+    sizes = world_sizes(cfg)
+    if not sizes:
+        yield (
+            f"train.micro_batch: found {train.micro_batch}; allowed: 0 or a divisor of train.global_batch = "
+            f"{train.global_batch}: {_some(_divisors(train.global_batch))}"
+        )
+    elif workers not in sizes:
+        per_pass = f" and train.micro_batch={train.micro_batch}" if train.micro_batch else ""
+        yield (
+            f"cluster.workers: found {workers}; allowed with train.global_batch={train.global_batch}{per_pass}: "
+            f"{_some(sizes)}; or a train.global_batch that is a multiple of {workers * (train.micro_batch or 1)}"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
+
+
+def _some(values: list[int], most: int = 24) -> str:
+    """The first `most` values as text; says so when there are more."""
+    text = ", ".join(map(str, values[:most]))
+    return f"{text}, ... ({len(values)} in all)" if len(values) > most else text
