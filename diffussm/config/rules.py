@@ -153,7 +153,7 @@ def _data_problems(cfg: Config) -> Iterator[str]:
     if data.source is Source.folder and not data.images.strip():
         yield "data.images: found nothing; allowed with data.source=folder: a folder with one sub-folder a class"
     if data.source is Source.twemoji and data.images.strip():
-        yield f"data.images: found {data.images!r}; allowed with data.source=twemoji: nothing, a package holds the pictures"
+        yield f"data.images: found {data.images!r}; allowed with data.source=twemoji: nothing (a package has them)"
     repeated = sorted({name for name in data.classes if data.classes.count(name) > 1})
     if repeated or not all(name.strip() for name in data.classes):
         yield f"data.classes: found {data.classes!r}; allowed: names that are not empty, each once"
@@ -173,8 +173,8 @@ def _model_problems(cfg: Config) -> Iterator[str]:
         return
     if 2 * width % cfg.model.hourglass:
         yield (
-            f"model.width: found {width}; allowed with model.hourglass={cfg.model.hourglass}: a width whose double is a "
-            "multiple of it"
+            f"model.width: found {width}; allowed with model.hourglass={cfg.model.hourglass}: a width whose double is "
+            "a multiple of it"
         )
     if cfg.model.pos_embed is PosEmbed.sincos and width % 4:
         yield f"model.width: found {width}; allowed with model.pos_embed=sincos: a multiple of 4"
@@ -204,7 +204,7 @@ def _diffusion_problems(cfg: Config) -> Iterator[str]:
 def _train_problems(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.images < train.global_batch:
-        yield f"train.images: found {train.images}; allowed: train.global_batch = {train.global_batch} or more (one step)"
+        yield f"train.images: found {train.images}; allowed: one train.global_batch = {train.global_batch} or more"
     if train.warmup_images + train.decay_images > train.images:
         yield (
             f"train.warmup_images + train.decay_images: found {train.warmup_images} + {train.decay_images}; allowed: "

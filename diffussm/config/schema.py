@@ -66,7 +66,7 @@ class DataConfig:
     source: Source = Source.twemoji
     """Images to train on: twemoji, fashion_mnist or folder (one sub-folder a class)."""
     images: str = ""
-    """Folder of the images (source=folder) or of the IDX files (source=fashion_mnist; empty: where Debian puts them)."""
+    """Folder of the images (source=folder) or of the IDX files (source=fashion_mnist; empty: Debian's place)."""
     latents: str = MISSING
     """Folder or s3:// URL of the latent shards; made by `diffussm prepare` when absent."""
     resolution_px: int = 256
@@ -232,7 +232,7 @@ class ObserveConfig:
     """Where progress goes besides the terminal and metrics.jsonl."""
 
     wandb: WandbMode = WandbMode.auto
-    """auto follows the user's environment (WANDB_MODE, a login) and is offline otherwise; offline, online or disabled."""
+    """auto follows the environment (WANDB_MODE, a login) and is offline otherwise; or offline, online, disabled."""
     project: str = "diffussm"
     """W&B project."""
 
