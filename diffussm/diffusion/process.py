@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from diffussm.config.schema import DiffusionConfig
 from diffussm.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
+Spacing = Literal["time", "log_snr"]
 
 # The schedule's betas are stated for this many timesteps; another length scales them to keep the final noise level.
 _REFERENCE_TIMESTEPS = 1000
@@ -68,24 +69,45 @@ class Schedule:
             timesteps=np.arange(cfg.timesteps, dtype=np.int64),
         )
 
-    def respaced(self, steps: int) -> Schedule:
-        """The shorter chain that visits `steps` evenly spread timesteps, both ends included (IDDPM section 4).
+    def respaced(self, steps: int, *, by: Spacing = "time") -> Schedule:
+        """The shorter chain that visits `steps` distinct timesteps, both ends included.
 
         Its betas are those of the shorter chain, 1 - abar_t / abar_s for neighbours s < t, so its posterior is the
-        posterior of the steps that are really taken.
+        posterior of the steps that are really taken. One step visits the noisiest timestep.
+
+        Args:
+            steps: length of the shorter chain.
+            by: "time" spreads the timesteps evenly (IDDPM section 4); "log_snr" spreads the logarithm of signal over
+                noise evenly, as far as whole timesteps allow (Lu et al., arXiv 2206.00927, section 3.4).
 
         Raises:
-            ConfigError: `steps` below 2 or above the length of this chain.
+            ConfigError: `steps` below 1 or above the length of this chain.
         """
         length = len(self.betas)
-        if not 2 <= steps <= length:
+        if not 1 <= steps <= length:
             raise ConfigError(
-                f"sample.steps: found {steps}; allowed are 2 to diffusion.timesteps = {length}",
+                f"sample.steps: found {steps}; allowed are 1 to diffusion.timesteps = {length}",
                 f"set sample.steps={min(250, length)}",
             )
-        kept = np.linspace(0, length - 1, steps).round().astype(np.int64)
+        if by == "time":
+            # Counted from the noisy end: a chain of one step has to start from pure noise.
+            kept = np.linspace(length - 1, 0, steps).round().astype(np.int64)[::-1]
+        else:
+            kept = self._evenly_by_log_snr(steps)
         abar = self.alphas_cumprod[kept]
         return Schedule(betas=1.0 - abar / np.append(1.0, abar[:-1]), timesteps=self.timesteps[kept])
+
+    def _evenly_by_log_snr(self, steps: int) -> npt.NDArray[np.int64]:
+        """Rising indices (steps,), each the nearest to its share of the log signal-to-noise ratio."""
+        log_ratio = np.log(self.sigma / self.signal)  # (T,) rises
+        wanted = np.linspace(log_ratio[-1], log_ratio[0], steps)[::-1]  # (steps,)
+        middles = (log_ratio[1:] + log_ratio[:-1]) / 2.0  # (T - 1,)
+        nearest = np.searchsorted(middles, wanted)  # (steps,)
+        # At the clean end several shares fall on one timestep. Each index is moved up past its lower neighbour, and
+        # down again where too few are left above it.
+        order = np.arange(steps)
+        apart = np.maximum.accumulate(nearest - order) + order
+        return np.minimum(apart, len(self.betas) - steps + order).astype(np.int64)
 
     @cached_property
     def alphas_cumprod(self) -> Array:

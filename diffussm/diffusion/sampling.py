@@ -48,7 +48,7 @@ def sample(
         labels: (N,) class of each picture.
         latent: (C, H, W).
         sampler: ddpm (ancestral, with the learned covariance), ddim (deterministic) or dpm (DPM-Solver++, order 2).
-        steps: network evaluations; the chain is respaced evenly from the process's timesteps.
+        steps: network evaluations, 1 to T; evenly spread timesteps (ddpm, ddim) or log SNR (dpm).
         guidance: classifier-free guidance scale; 1 is the conditional model.
         guidance_channels: guided noise channels, 0 for all.
         seed: seed of all noise.
@@ -61,10 +61,12 @@ def sample(
         (N, C, H, W) float32 latents on `device`, at the scale the model was trained at.
 
     Raises:
-        ConfigError: unknown sampler, `steps` outside 2 to T, or more guided channels than the latent has.
+        ConfigError: unknown sampler, `steps` outside 1 to T, or more guided channels than the latent has.
     """
-    chain = process.schedule.respaced(steps)
     kind = _sampler(sampler)
+    # DPM-Solver++ extrapolates in log SNR. Over steps even in time its last ones span so much of it that, on Gaussian
+    # data and 20 steps, the standard deviation comes out up to 30 % wrong; even in log SNR it is 1.5 %.
+    chain = process.schedule.respaced(steps, by="log_snr" if kind is Sampler.dpm else "time")
     scheduler = _scheduler(kind, chain)
     labels = labels.to(device=device, dtype=torch.int64)  # (N,)
     x, generators = _noise(seed, first_index, len(labels), latent)  # (N, C, H, W)
