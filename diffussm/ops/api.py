@@ -1,0 +1,90 @@
+"""The operator's public functions: check the arguments, settle the backend, call the custom op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffussm.ops import library, registry
+from diffussm.ops.params import SSMParams
+
+
+def bidirectional_ssm(u: Tensor, forward: SSMParams, backward: SSMParams, *, backend: str = registry.AUTO) -> Tensor:
+    """Run a state-space model over the sequence and another over the reversed sequence, from parameters to output.
+
+    Args:
+        u: (B, L, D), read by both directions; or (B, L, 2D), whose first D channels feed the forward and whose last D
+            the backward direction. bf16, fp16, fp32 or float64.
+        forward: parameters of the direction in which y[t] sees s <= t.
+        backward: parameters of the direction in which y[t] sees s >= t.
+        backend: `auto` or the name of a backend.
+
+    Returns:
+        (B, L, 2D) in u's dtype: output of the forward, then of the backward direction. Computed in fp32 (float64 if u
+        or the parameters are), whatever autocast says.
+
+    Raises:
+        ValueError: shapes do not fit.
+        ConfigError, MissingError: as `registry.resolve`.
+    """
+    _check_input(u, forward.channels)
+    name = _resolved(backend, u.device, u.dtype)
+    if _is_fused(name):
+        return library.bidirectional_ssm(u, list(forward), list(backward), name)
+    k_f = library.ssm_kernel(*forward, u.shape[1], name)  # (D, L)
+    k_b = library.ssm_kernel(*backward, u.shape[1], name)  # (D, L)
+    return library.bidirectional_conv(u, k_f, k_b, name)
+
+
+def ssm_kernel(params: SSMParams, length: int, *, backend: str = registry.AUTO) -> Tensor:
+    """Convolution kernels (D, length) of one direction, skip included at l = 0, in the parameters' dtype (fp32).
+
+    Raises:
+        ValueError: length < 1.
+        ConfigError, MissingError: as `registry.resolve`.
+    """
+    if length < 1:
+        raise ValueError(f"length: found {length}, allowed is 1 or more")
+    return library.ssm_kernel(*params, length, _resolved(backend, params.c.device, params.c.dtype))
+
+
+def bidirectional_conv(u: Tensor, k_f: Tensor, k_b: Tensor, *, backend: str = registry.AUTO) -> Tensor:
+    """Convolve with k_f in the forward and with k_b in the reversed direction.
+
+    Args:
+        u: as in `bidirectional_ssm`.
+        k_f: (D, L) causal kernels of the forward direction.
+        k_b: (D, L) kernels of the backward direction.
+        backend: `auto` or the name of a backend.
+
+    Returns:
+        (B, L, 2D) in u's dtype.
+
+    Raises:
+        ValueError: shapes do not fit.
+        ConfigError, MissingError: as `registry.resolve`.
+    """
+    _check_input(u, k_f.shape[0])
+    if k_f.shape != k_b.shape or k_f.shape[1] != u.shape[1]:
+        raise ValueError(
+            f"kernels: found {tuple(k_f.shape)} and {tuple(k_b.shape)}; both must be (D, L) with the L = {u.shape[1]} of u"
+        )
+    return library.bidirectional_conv(u, k_f, k_b, _resolved(backend, u.device, u.dtype))
+
+
+def _check_input(u: Tensor, channels: int) -> None:
+    if u.dim() != 3 or u.shape[1] < 1 or u.shape[2] not in (channels, 2 * channels):
+        raise ValueError(
+            f"u: found shape {tuple(u.shape)}; allowed are (B, L, {channels}) and (B, L, {2 * channels}), L >= 1"
+        )
+
+
+# Tracing needs the choice as a constant: the parity check itself cannot be traced.
+@torch.compiler.assume_constant_result
+def _resolved(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    return registry.resolve(backend, device, dtype).name
+
+
+@torch.compiler.assume_constant_result
+def _is_fused(name: str) -> bool:
+    return isinstance(registry.get(name), registry.FusedBackend)
