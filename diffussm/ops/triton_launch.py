@@ -1,0 +1,213 @@
+"""From tensors to grids: allocates, picks the cut of long sequences and launches the Triton kernels."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from diffussm.ops.params import SSMParams, is_shared
+from diffussm.ops.triton_generate import TILE, generate_gradient_kernel, generate_kernel
+from diffussm.ops.triton_grad import gradient_kernel
+from diffussm.ops.triton_params import parameter_gradient_kernel, table_kernel
+from diffussm.ops.triton_scan import scan_kernel, segment_kernel
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on the CPU, slowly, for tests."""
+
+BLOCK_B = 16
+"""Sequences of one program: the least that a matrix product of the tensor cores takes."""
+
+CHUNK_MAX = 64
+"""Longest chunk that autotuning may choose; segments are multiples of it."""
+
+_SEGMENT_MIN = 256
+_KIND = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+SCAN_CONFIGS = [
+    triton.Config({"DB": 8, "C": 16}, num_warps=4, num_stages=2),
+    triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=2),
+    triton.Config({"DB": 16, "C": 16}, num_warps=8, num_stages=2),
+    triton.Config({"DB": 4, "C": 32}, num_warps=4, num_stages=2),
+    triton.Config({"DB": 8, "C": 32}, num_warps=8, num_stages=2),
+    triton.Config({"DB": 2, "C": 64}, num_warps=8, num_stages=2),
+]
+GRADIENT_CONFIGS = [
+    triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=1),
+    triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
+    triton.Config({"DB": 4, "C": 32}, num_warps=8, num_stages=1),
+]
+"""What autotuning chooses from; the first is taken unmeasured in the interpreter or with DIFFUSSM_TRITON_AUTOTUNE=0."""
+
+# Another choice changes the last bits: a run that must repeat bit for bit on another day switches measuring off.
+_FIXED = INTERPRETED or os.environ.get("DIFFUSSM_TRITON_AUTOTUNE", "1") == "0"
+_scan = triton.autotune(SCAN_CONFIGS[:1] if _FIXED else SCAN_CONFIGS, key=["D", "L", "ADD"], restore_value=["y_ptr"])(
+    scan_kernel
+)
+_segment = triton.autotune(SCAN_CONFIGS[:1] if _FIXED else SCAN_CONFIGS, key=["D", "L", "FIELDS"])(segment_kernel)
+_gradient = triton.autotune(GRADIENT_CONFIGS[:1] if _FIXED else GRADIENT_CONFIGS, key=["D", "L"])(gradient_kernel)
+
+
+def forward(u: Tensor, forward: SSMParams, backward: SSMParams, segments: int | None = None) -> Tensor:
+    """y (B, L, 2D), contiguous, from u (B, L, D) or (B, L, 2D) of any strides.
+
+    Args:
+        segments: how many pieces of each sequence run in parallel; None chooses by the size of the card.
+    """
+    table, skips = _table(forward, backward)
+    channels = forward.channels
+    y = u.new_empty(u.shape[0], u.shape[1], 2 * channels)
+    step = 0 if is_shared(u, channels) else channels * u.stride(2)
+    cut = _Cut(u, channels, segments)
+    starts = cut.starts(u, step, table, fields=2, flip=0)
+    cut.scan(u, step, y, channels, starts, table, skips, flip=0)
+    return y
+
+
+def backward(
+    dy: Tensor, u: Tensor, forward: SSMParams, backward: SSMParams, segments: int | None = None
+) -> tuple[Tensor, SSMParams, SSMParams]:
+    """du like u (contiguous) and the gradients of both directions' parameters, from dy (B, L, 2D) of any strides."""
+    channels = forward.channels
+    table, skips = _table(forward, backward)
+    cut = _Cut(u, channels, segments)
+    out_step = channels * dy.stride(2)
+    # The adjoint of a direction is the same scan the other way round.
+    du = u.new_empty(u.shape)
+    starts = cut.starts(dy, out_step, table, fields=2, flip=1)
+    if is_shared(u, channels):
+        cut.scan(dy, out_step, du, 0, starts, table, skips, flip=1, directions=(0,))
+        cut.scan(dy, out_step, du, 0, starts, table, skips, flip=1, directions=(1,), add=True)
+    else:
+        cut.scan(dy, out_step, du, channels, starts, table, skips, flip=1)
+    in_step = 0 if is_shared(u, channels) else channels * u.stride(2)
+    starts = cut.starts(u, in_step, table, fields=4, flip=0)
+    sums, local = cut.gradient(u, in_step, dy, out_step, starts, table)
+    d_forward, d_backward = _parameter_gradient(forward, backward, table, sums, local)
+    return du, d_forward, d_backward
+
+
+def generate(params: SSMParams, length: int) -> Tensor:
+    """Kernels (D, length) float32, the skip included at lag 0."""
+    table, skips = _table(params, params)
+    k = table.new_empty(params.channels, length, dtype=torch.float32)
+    grid = (triton.cdiv(params.channels, 4), triton.cdiv(length, TILE))
+    generate_kernel[grid](k, table, skips, length, params.channels, 0, DB=4, H=table.shape[3], num_warps=4)
+    return k
+
+
+def generate_gradient(dk: Tensor, params: SSMParams) -> SSMParams:
+    """Gradients of the parameters from dk (D, L)."""
+    table, _skips = _table(params, params)
+    channels = params.channels
+    sums = table.new_zeros(2, 1, channels, 4, table.shape[3], dtype=torch.float32)
+    local = table.new_zeros(2, 1, channels, 1, dtype=torch.float32)
+    dk = dk.to(torch.float32).contiguous()
+    generate_gradient_kernel[(triton.cdiv(channels, 4),)](
+        dk, table, sums, local, dk.shape[1], channels, 0, DB=4, H=table.shape[3], num_warps=4
+    )
+    return _parameter_gradient(params, params, table, sums, local)[0]
+
+
+class _Cut:
+    """How (batch, sequence) is cut into programs, and the launches over it."""
+
+    def __init__(self, u: Tensor, channels: int, segments: int | None) -> None:
+        self.batch, self.length, self.channels = u.shape[0], u.shape[1], channels
+        self.blocks = triton.cdiv(self.batch, BLOCK_B)
+        if segments is None:
+            segments = _segments(u.device, self.blocks * triton.cdiv(channels, 8) * 2, self.length)
+        self.span = triton.cdiv(triton.cdiv(self.length, segments), CHUNK_MAX) * CHUNK_MAX
+        self.segments = triton.cdiv(self.length, self.span)
+        self.fixed = {
+            "BB": BLOCK_B,
+            "KIND": tl.float32 if u.dtype == torch.float32 else _KIND[u.dtype],
+            "ROUND": INTERPRETED and u.dtype == torch.bfloat16,
+            "PRECISION": "tf32x3" if u.dtype == torch.float32 else "tf32",
+        }
+
+    def _grid(self, directions: int):  # type: ignore[no-untyped-def]  # a callable of Triton's meta-parameters
+        return lambda meta: (triton.cdiv(self.channels, meta["DB"]), self.blocks * self.segments, directions)
+
+    def starts(self, x: Tensor, step: int, table: Tensor, fields: int, flip: int) -> Tensor:
+        """End states of all segments (2, segments, B, D, fields, H) float32; empty where nothing is cut."""
+        if self.segments == 1:
+            return table.new_empty(0, dtype=torch.float32)
+        states = table.shape[3]
+        starts = table.new_empty(2, self.segments, self.batch, self.channels, fields, states, dtype=torch.float32)
+        _segment[self._grid(2)](
+            x, starts, table, self.batch, self.length, self.channels, step, *x.stride(), self.span, self.segments,
+            0, flip, FIELDS=fields, H=states, **self.fixed,
+        )  # fmt: skip
+        return starts
+
+    def scan(
+        self, x: Tensor, step: int, y: Tensor, y_step: int, starts: Tensor, table: Tensor, skips: Tensor,
+        flip: int, directions: tuple[int, ...] = (0, 1), add: bool = False,
+    ) -> None:  # fmt: skip
+        """Fill (or, with `add`, add to) y with the scans of x in `directions`, which must be consecutive."""
+        _scan[self._grid(len(directions))](
+            x, y, starts, table, skips, self.batch, self.length, self.channels, step, *x.stride(),
+            y_step, *y.stride(), self.span, self.segments, directions[0], flip,
+            ADD=add, H=table.shape[3], **self.fixed,
+        )  # fmt: skip
+
+    def gradient(
+        self, u: Tensor, step: int, dy: Tensor, dy_step: int, starts: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Partial sums (2, parts, D, 4, H) and the lags inside a chunk (2, parts, D, CHUNK_MAX), float32."""
+        parts, states = self.blocks * self.segments, table.shape[3]
+        sums = table.new_empty(2, parts, self.channels, 4, states, dtype=torch.float32)
+        # A chunk shorter than CHUNK_MAX leaves the rest untouched, so it must be zero.
+        local = table.new_zeros(2, parts, self.channels, CHUNK_MAX, dtype=torch.float32)
+        _gradient[self._grid(2)](
+            u, dy, starts, table, sums, local, self.batch, self.length, self.channels, step, *u.stride(),
+            dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, **self.fixed,
+        )  # fmt: skip
+        return sums, local
+
+
+def _segments(device: torch.device, programs: int, length: int) -> int:
+    """Pieces of each sequence: enough programs to fill the card, each piece long enough to pay for its second reading."""
+    if device.type != "cuda":
+        return 1
+    cores = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, min(cores // programs, length // _SEGMENT_MIN))
+
+
+def _contiguous(params: SSMParams) -> SSMParams:
+    return SSMParams(*(p.to(torch.float32).contiguous() for p in params))
+
+
+def _padded(states: int) -> int:
+    """States of the table: a power of two, at least 16, as matrix products want."""
+    return max(16, triton.next_power_of_2(states))
+
+
+def _table(forward: SSMParams, backward: SSMParams) -> tuple[Tensor, Tensor]:
+    """Poles and weights of both directions (2, D, 4, H) float64, and the skips (2, D) float32."""
+    f, b = _contiguous(forward), _contiguous(backward)
+    channels, states = f.c.shape[0], f.c.shape[1]
+    table = f.c.new_empty(2, channels, 4, _padded(states), dtype=torch.float64)
+    skips = f.c.new_empty(2, channels)
+    table_kernel[(triton.cdiv(channels, 4), 2)](
+        *f, *b, table, skips, channels, states, DB=4, H=table.shape[3], num_warps=4
+    )
+    return table, skips
+
+
+def _parameter_gradient(
+    forward: SSMParams, backward: SSMParams, table: Tensor, sums: Tensor, local: Tensor
+) -> tuple[SSMParams, SSMParams]:
+    f, b = _contiguous(forward), _contiguous(backward)
+    d_f = SSMParams(*(torch.empty_like(p) for p in f))
+    d_b = SSMParams(*(torch.empty_like(p) for p in b))
+    channels, states = f.c.shape[0], f.c.shape[1]
+    parameter_gradient_kernel[(triton.cdiv(channels, 4), 2)](
+        *f[:5], *b[:5], table, sums, local, *d_f, *d_b, channels, states, sums.shape[1],
+        LOCAL=local.shape[3], DB=4, H=table.shape[3], num_warps=4,
+    )  # fmt: skip
+    return d_f, d_b
