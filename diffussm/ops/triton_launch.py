@@ -59,12 +59,12 @@ def forward(u: Tensor, forward: SSMParams, backward: SSMParams, segments: int | 
     """
     table, skips = _table(forward, backward)
     channels = forward.channels
-    y = u.new_empty(u.shape[0], u.shape[1], 2 * channels)
+    y = u.new_empty(u.shape[0], u.shape[1], 2 * channels, dtype=_stored(u.dtype))
     step = 0 if is_shared(u, channels) else channels * u.stride(2)
     cut = _Cut(u, channels, segments)
     starts = cut.starts(u, step, table, fields=2, flip=0)
     cut.scan(u, step, y, channels, starts, table, skips, flip=0)
-    return y
+    return y.to(u.dtype)
 
 
 def backward(
@@ -76,7 +76,7 @@ def backward(
     cut = _Cut(u, channels, segments)
     out_step = channels * dy.stride(2)
     # The adjoint of a direction is the same scan the other way round.
-    du = u.new_empty(u.shape)
+    du = u.new_empty(u.shape, dtype=_stored(u.dtype))
     starts = cut.starts(dy, out_step, table, fields=2, flip=1)
     if is_shared(u, channels):
         cut.scan(dy, out_step, du, 0, starts, table, skips, flip=1, directions=(0,))
@@ -87,7 +87,7 @@ def backward(
     starts = cut.starts(u, in_step, table, fields=4, flip=0)
     sums, local = cut.gradient(u, in_step, dy, out_step, starts, table)
     d_forward, d_backward = _parameter_gradient(forward, backward, table, sums, local)
-    return du, d_forward, d_backward
+    return du.to(u.dtype), d_forward, d_backward
 
 
 def generate(params: SSMParams, length: int) -> Tensor:
@@ -124,7 +124,7 @@ class _Cut:
         self.segments = triton.cdiv(self.length, self.span)
         self.fixed = {
             "BB": BLOCK_B,
-            "KIND": tl.float32 if u.dtype == torch.float32 else _KIND[u.dtype],
+            "KIND": _KIND[u.dtype],
             "ROUND": INTERPRETED and u.dtype == torch.bfloat16,
             "PRECISION": "tf32x3" if u.dtype == torch.float32 else "tf32",
         }
@@ -178,6 +178,11 @@ def _segments(device: torch.device, programs: int, length: int) -> int:
     return max(1, min(cores // programs, length // _SEGMENT_MIN))
 
 
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel stores for outputs of `dtype`: that, but for bfloat16 in the interpreter (see `operand`)."""
+    return torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+
+
 def _contiguous(params: SSMParams) -> SSMParams:
     return SSMParams(*(p.to(torch.float32).contiguous() for p in params))
 
@@ -206,8 +211,8 @@ def _parameter_gradient(
     d_f = SSMParams(*(torch.empty_like(p) for p in f))
     d_b = SSMParams(*(torch.empty_like(p) for p in b))
     channels, states = f.c.shape[0], f.c.shape[1]
-    parameter_gradient_kernel[(triton.cdiv(channels, 4), 2)](
+    parameter_gradient_kernel[(channels, 2)](
         *f[:5], *b[:5], table, sums, local, *d_f, *d_b, channels, states, sums.shape[1],
-        LOCAL=local.shape[3], DB=4, H=table.shape[3], num_warps=4,
+        LOCAL=local.shape[3], DB=1, H=table.shape[3], num_warps=4,
     )  # fmt: skip
     return d_f, d_b

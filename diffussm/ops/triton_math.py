@@ -77,7 +77,7 @@ def load_weight(table_ptr, direction, d, n, D, H: tl.constexpr):
 
 @triton.jit
 def split_turns(turns):
-    """Split float64 turns into a float32 of 17 fractional bits, whose product with an integer <= 64 is exact, and the rest."""
+    """Float64 turns as a float32 of 17 fractional bits, whose product with an integer <= 64 is exact, and the rest."""
     turns = turns - tl.floor(turns + 0.5)
     high = tl.floor(turns * 131072.0 + 0.5) / 131072.0
     return high.to(tl.float32), (turns - high).to(tl.float32)
@@ -111,12 +111,14 @@ def multiply(ar, ai, br, bi):
 
 @triton.jit
 def operand(x, KIND: tl.constexpr, ROUND: tl.constexpr):
-    """`x` as a matrix operand.
+    """`x` as a matrix operand, or as an output.
 
-    ROUND is set in the interpreter for bfloat16, whose matrix product is wrong there: the operand is rounded to
-    bfloat16 and multiplied in float32, which is what the tensor cores do.
+    ROUND is set in the interpreter for bfloat16, whose casts truncate and whose matrix product is wrong there: the
+    value is rounded to the nearest bfloat16 and stays float32, which is what the tensor cores multiply.
     """
-    x = x.to(KIND)
     if ROUND:
-        x = x.to(tl.float32)
-    return x
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return x.to(KIND)

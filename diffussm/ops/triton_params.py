@@ -91,22 +91,21 @@ def _write_gradient(
         s1r += tl.load(base + 2 * H, mask=inside, other=0.0).to(tl.float64)
         s1i += tl.load(base + 3 * H, mask=inside, other=0.0).to(tl.float64)
     # Pairs in one chunk come as dk[l] for l < LOCAL.
+    lags = tl.arange(0, LOCAL)
+    dk = tl.zeros((DB, LOCAL), tl.float32)
+    for part in range(parts):
+        at = ((direction * parts + part) * D + d[:, None]) * LOCAL + lags[None, :]
+        dk += tl.load(local_ptr + at, mask=known[:, None], other=0.0)
     decay, angle = load_pole(table_ptr, direction, d, n, D, H)
     high, low = split_turns(angle)
-    rate = decay.to(tl.float32)
-    first = tl.zeros((DB,), tl.float32)
-    for lag in range(LOCAL):
-        dk = tl.zeros((DB,), tl.float32)
-        for part in range(parts):
-            at = ((direction * parts + part) * D + d) * LOCAL + lag
-            dk += tl.load(local_ptr + at, mask=known, other=0.0)
-        if lag == 0:
-            first = dk
-        er, ei = power(rate, high, low, lag * 1.0)
-        s0r += (dk[:, None] * er).to(tl.float64)
-        s0i += (dk[:, None] * ei).to(tl.float64)
-        s1r += (dk[:, None] * er * lag).to(tl.float64)
-        s1i += (dk[:, None] * ei * lag).to(tl.float64)
+    step = lags.to(tl.float32)[None, :, None]
+    er, ei = power(decay.to(tl.float32)[:, None, :], high[:, None, :], low[:, None, :], step)  # (DB, LOCAL, H)
+    er, ei = er * dk[:, :, None], ei * dk[:, :, None]
+    s0r += tl.sum(er, axis=1).to(tl.float64)
+    s0i += tl.sum(ei, axis=1).to(tl.float64)
+    s1r += tl.sum(er * step, axis=1).to(tl.float64)
+    s1i += tl.sum(ei * step, axis=1).to(tl.float64)
+    first = tl.sum(tl.where(lags[None, :] == 0, dk, 0.0), axis=1)
     tl.store(g_skip + d, first, mask=known)
     # Chain rule. g(w) = dL/dRe w + i dL/dIm w; through a holomorphic f, g(w) = conj(f'(w)) g(f).
     dt, ar, ai, br, bi, cr, ci, turns, zr, zi, fr, fi = _hold(log_dt, log_a_real, a_imag, b, c, d, n, inside, N)

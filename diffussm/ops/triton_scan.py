@@ -140,7 +140,8 @@ def scan_kernel(
     rate = decay.to(tl.float32)
     # k is split evenly between the way into the state and the way out of it: float16 would lose c' ~ dt or overflow H.
     size = tl.sqrt(tl.sum(tl.abs(cr) + tl.abs(ci), axis=1) / H + 1e-24)[:, None]
-    er, ei = input_matrix(rate, high, low, reverse, C)
+    er, ei = input_matrix(rate, high, low, reverse, C)  # (DB, C, H)
+    k = tl.sum(cr[:, None, :] * er - ci[:, None, :] * ei, axis=2)  # (DB, C), lag by the exponents of the input matrix
     qr, qi = operand(er * size[:, None, :], KIND, ROUND), operand(ei * size[:, None, :], KIND, ROUND)
     exponent = tl.where(reverse != 0, C - t, t + 1).to(tl.float32)[None, None, :]
     er, ei = power(rate[:, :, None], high[:, :, None], low[:, :, None], exponent)  # (DB, H, C)
@@ -148,12 +149,11 @@ def scan_kernel(
     pr, pi = operand(er, KIND, ROUND), operand(-ei, KIND, ROUND)
     lag = tl.where(reverse != 0, t[:, None] - t[None, :], t[None, :] - t[:, None])[None, :, :]
     toeplitz = tl.zeros((DB, C, C), tl.float32)  # (DB, s, t)
+    own = tl.where(reverse != 0, t, C - 1 - t)[None, :]
+    k = tl.where(own == 0, k + skip[:, None], k)
     for step in range(C):
-        er, ei = power(rate, high, low, step * 1.0)
-        k = tl.sum(cr * er - ci * ei, axis=1)
-        if step == 0:
-            k += skip
-        toeplitz = tl.where(lag == step, k[:, None, None], toeplitz)
+        one = tl.sum(tl.where(own == step, k, 0.0), axis=1)  # registers cannot be indexed, only selected
+        toeplitz = tl.where(lag == step, one[:, None, None], toeplitz)
     toeplitz = operand(toeplitz, KIND, ROUND)
     wr, wi = power(rate, high, low, C * 1.0)
     wr, wi = wr[:, None, :], wi[:, None, :]
@@ -180,4 +180,4 @@ def scan_kernel(
         out = at_y + pos[None, None, :] * y_l
         if ADD:
             y += tl.load(out, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside)
+        tl.store(out, operand(y, KIND, ROUND), mask=inside)
