@@ -25,6 +25,7 @@ CHUNK_MAX = 64
 """Longest chunk that autotuning may choose; segments are multiples of it."""
 
 _SEGMENT_MIN = 256
+_SHARE = 16  # states of one program of the gradient
 _KIND = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 SCAN_CONFIGS = [
@@ -122,6 +123,7 @@ class _Cut:
             segments = _segments(u.device, self.blocks * triton.cdiv(channels, 8) * 2, self.length)
         self.span = triton.cdiv(triton.cdiv(self.length, segments), CHUNK_MAX) * CHUNK_MAX
         self.segments = triton.cdiv(self.length, self.span)
+        self.split = u.dtype != torch.float32
         self.fixed = {
             "BB": BLOCK_B,
             "KIND": _KIND[u.dtype],
@@ -140,7 +142,7 @@ class _Cut:
         starts = table.new_empty(2, self.segments, self.batch, self.channels, fields, states, dtype=torch.float32)
         _segment[self._grid(2)](
             x, starts, table, self.batch, self.length, self.channels, step, *x.stride(), self.span, self.segments,
-            0, flip, FIELDS=fields, H=states, **self.fixed,
+            0, flip, FIELDS=fields, H=states, SPLIT=self.split and fields == 4, **self.fixed,
         )  # fmt: skip
         return starts
 
@@ -163,9 +165,10 @@ class _Cut:
         sums = table.new_empty(2, parts, self.channels, 4, states, dtype=torch.float32)
         # A chunk shorter than CHUNK_MAX leaves the rest untouched, so it must be zero.
         local = table.new_zeros(2, parts, self.channels, CHUNK_MAX, dtype=torch.float32)
-        _gradient[self._grid(2)](
+        _gradient[self._grid(2 * (states // _SHARE))](
             u, dy, starts, table, sums, local, self.batch, self.length, self.channels, step, *u.stride(),
-            dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, **self.fixed,
+            dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, HS=_SHARE,
+            SPLIT=self.split, **self.fixed,
         )  # fmt: skip
         return sums, local
 

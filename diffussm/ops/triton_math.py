@@ -122,3 +122,18 @@ def operand(x, KIND: tl.constexpr, ROUND: tl.constexpr):
         return bits.to(tl.float32, bitcast=True)
     else:
         return x.to(KIND)
+
+
+@triton.jit
+def rest(x, KIND: tl.constexpr, ROUND: tl.constexpr):
+    """What `operand` cut off, as an operand of its own: two products then give 16 (bfloat16) or 22 bits (float16)."""
+    return operand(x - operand(x, KIND, ROUND).to(tl.float32), KIND, ROUND)
+
+
+@triton.jit
+def product(a, high, low, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """a (high + low), or a high unless SPLIT."""
+    y = tl.dot(a, high, input_precision=PRECISION)
+    if SPLIT:
+        y = tl.dot(a, low, acc=y, input_precision=PRECISION)
+    return y

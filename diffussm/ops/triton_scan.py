@@ -17,7 +17,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffussm.ops.triton_math import far_power, load_pole, load_weight, multiply, operand, power, split_turns
+from diffussm.ops.triton_math import (
+    far_power,
+    load_pole,
+    load_weight,
+    multiply,
+    operand,
+    power,
+    product,
+    rest,
+    split_turns,
+)
 
 
 @triton.jit
@@ -31,16 +41,16 @@ def input_matrix(rate, high, low, reverse, C: tl.constexpr):
 @triton.jit
 def join_segments(
     starts_ptr, decay, turns, direction, segment, segments, length, reverse, b, d, n, B, D,
-    FIELDS: tl.constexpr, DB: tl.constexpr, BB: tl.constexpr, H: tl.constexpr,
+    FIELDS: tl.constexpr, DB: tl.constexpr, BB: tl.constexpr, H: tl.constexpr, HS: tl.constexpr,
 ):  # fmt: skip
-    """State before `segment` from the end states of all segments that the direction visits earlier, 4 x (DB, BB, H).
+    """State before `segment` from the end states of all segments that the direction visits earlier, 4 x (DB, BB, HS).
 
-    The last two results are the derivative states H' = sum e z^e u (zero where FIELDS is 2).
+    The last two results are the derivative states sum (e + 1/2) z^e u (zero where FIELDS is 2).
     """
-    hr = tl.zeros((DB, BB, H), tl.float32)
-    hi = tl.zeros((DB, BB, H), tl.float32)
-    dr = tl.zeros((DB, BB, H), tl.float32)
-    di = tl.zeros((DB, BB, H), tl.float32)
+    hr = tl.zeros((DB, BB, HS), tl.float32)
+    hi = tl.zeros((DB, BB, HS), tl.float32)
+    dr = tl.zeros((DB, BB, HS), tl.float32)
+    di = tl.zeros((DB, BB, HS), tl.float32)
     wr, wi = far_power(decay, turns, length)
     wr, wi = wr[:, None, :], wi[:, None, :]
     inside = (d < D)[:, None, None] & (b < B)[None, :, None] & (n < H)[None, None, :]
@@ -63,7 +73,7 @@ def join_segments(
 def segment_kernel(
     u_ptr, starts_ptr, table_ptr, B, L, D, u_direction, u_b, u_l, u_d, length, segments, direction_base, flip,
     FIELDS: tl.constexpr, DB: tl.constexpr, BB: tl.constexpr, C: tl.constexpr, H: tl.constexpr,
-    KIND: tl.constexpr, ROUND: tl.constexpr, PRECISION: tl.constexpr,
+    KIND: tl.constexpr, ROUND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """End state of each segment started from zero: (2, segments, B, D, FIELDS, H) float32.
 
@@ -80,12 +90,15 @@ def segment_kernel(
     rate = decay.to(tl.float32)
     er, ei = input_matrix(rate, high, low, reverse, C)
     qr, qi = operand(er, KIND, ROUND), operand(ei, KIND, ROUND)
+    vr, vi = rest(er, KIND, ROUND), rest(ei, KIND, ROUND)
     wr, wi = power(rate, high, low, C * 1.0)
     wr, wi = wr[:, None, :], wi[:, None, :]
     t = tl.arange(0, C)
     if FIELDS == 4:
-        weight = tl.where(reverse != 0, t, C - 1 - t).to(tl.float32)[None, :, None]
-        pr, pi = operand(er * weight, KIND, ROUND), operand(ei * weight, KIND, ROUND)
+        weight = tl.where(reverse != 0, t, C - 1 - t).to(tl.float32)[None, :, None] + 0.5
+        er, ei = er * weight, ei * weight
+        pr, pi = operand(er, KIND, ROUND), operand(ei, KIND, ROUND)
+        xr, xi = rest(er, KIND, ROUND), rest(ei, KIND, ROUND)
     channels = (d < D)[:, None, None] & (b < B)[None, :, None]
     at = u_ptr + direction * u_direction + b[None, :, None].to(tl.int64) * u_b + d[:, None, None] * u_d
     hr = tl.zeros((DB, BB, H), tl.float32)
@@ -100,11 +113,11 @@ def segment_kernel(
         u = operand(u, KIND, ROUND)  # (DB, BB, C)
         if FIELDS == 4:
             dr, di = multiply(wr, wi, dr + hr * C, di + hi * C)
-            dr += tl.dot(u, pr, input_precision=PRECISION)
-            di += tl.dot(u, pi, input_precision=PRECISION)
+            dr += product(u, pr, xr, SPLIT, PRECISION)
+            di += product(u, pi, xi, SPLIT, PRECISION)
         hr, hi = multiply(wr, wi, hr, hi)
-        hr += tl.dot(u, qr, input_precision=PRECISION)
-        hi += tl.dot(u, qi, input_precision=PRECISION)
+        hr += product(u, qr, vr, SPLIT, PRECISION)
+        hi += product(u, qi, vi, SPLIT, PRECISION)
     row = ((direction * segments + segment) * B + b[None, :, None]).to(tl.int64) * D + d[:, None, None]
     out = starts_ptr + row * (FIELDS * H) + n[None, None, :]
     inside = channels & (n < H)[None, None, :]
@@ -158,7 +171,7 @@ def scan_kernel(
     wr, wi = power(rate, high, low, C * 1.0)
     wr, wi = wr[:, None, :], wi[:, None, :]
     hr, hi, _dr, _di = join_segments(
-        starts_ptr, decay, turns, direction, segment, segments, length, reverse, b, d, n, B, D, 2, DB, BB, H
+        starts_ptr, decay, turns, direction, segment, segments, length, reverse, b, d, n, B, D, 2, DB, BB, H, H
     )
     hr, hi = hr * size[:, None, :], hi * size[:, None, :]
     channels = (d < D)[:, None, None] & (b < B)[None, :, None]
