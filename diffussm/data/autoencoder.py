@@ -111,7 +111,7 @@ def load(spec: str) -> Autoencoder:
     """Load an autoencoder in float32 on the CPU.
 
     Args:
-        spec: `builtin:NAME` (weights in the package), a folder as diffusers writes it, or an id on the Hugging Face hub.
+        spec: `builtin:NAME` (weights in the package), a folder as diffusers writes it, or an id on Hugging Face's hub.
 
     Raises:
         DataError: no such built-in, a folder that lacks a file, or weights that do not fit their config.

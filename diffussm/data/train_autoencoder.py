@@ -1,7 +1,7 @@
 """Train the small autoencoder that ships with the package: `python -m diffussm.data.train_autoencoder`.
 
-A KL-VAE of diffusers' class, downsampling 4, 4 latent channels, 0.4M parameters. It learns on all Twemoji pictures, half
-of them disturbed (zoomed, grey, inverted, colours swapped) so that the decoder serves other small pictures too.
+A KL-VAE of diffusers' class, downsampling 4, 4 latent channels, 0.4M parameters. It learns on all Twemoji pictures,
+half of them disturbed (zoomed, grey, inverted, colours swapped) so that the decoder serves other small pictures too.
 One picture in twenty is held out, all skin tones of an emoji together. About 25 minutes of one CPU core.
 """
 
