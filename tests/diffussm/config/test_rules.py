@@ -40,7 +40,7 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "storage=gs://bucket/x",
         "storage=s3://",
         "data.latents=s3://B_/x",
-        "data.latents=file:///x",
+        "data.latents=file://x",
         "seed=-1",
         "seed=9223372036854775808",
         "data.resolution_px=0",
@@ -116,6 +116,7 @@ def test_an_illegal_value_is_refused_by_its_key(override: str, tmp_path: Path) -
     "overrides",
     [
         ["storage=s3://bucket/runs", "data.latents=s3://my.bucket-1"],
+        ["storage=file:///runs"],
         ["data.source=folder", "data.images=/data"],
         ["data.source=fashion_mnist", "data.images=/idx"],
         ["seed=9223372036854775807"],
