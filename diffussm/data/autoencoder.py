@@ -125,7 +125,8 @@ def load(spec: str) -> Autoencoder:
         raise DataError(
             f"data.autoencoder: {spec} cannot be loaded ({error})", "name a folder of a diffusers AutoencoderKL"
         ) from error
-    return Autoencoder(network, spec, _digest(folder))
+    # Convolutions on the CPU are a third faster with channels last.
+    return Autoencoder(network.to(memory_format=torch.channels_last), spec, _digest(folder))
 
 
 def digest(spec: str) -> str:
