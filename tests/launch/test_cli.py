@@ -92,7 +92,9 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
 
 
 def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> None:
-    options = "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7 --grid g.png --checkpoint 9"
+    options = (
+        "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7 --grid g.png --checkpoint 9"
+    )
     invoke("sample", minimal, *options.split())
     (command,) = started
     assert command[:3] == ["cluster.driver", "--only", "sample"]
