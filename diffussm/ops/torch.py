@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class TorchBackend:
         fk = _kernel_transform(k_f.to(work), k_b.to(work), n)  # (2, D, F)
         fu = _transform(u, n, work, k_f.shape[0])  # (B, 1 or 2, D, F)
         y = torch.fft.irfft(fu * fk, n=n)[..., :length]  # (B, 2, D, L)
-        return y.flatten(1, 2).transpose(1, 2).to(u.dtype, memory_format=torch.contiguous_format, copy=True)
+        return y.flatten(1, 2).transpose(1, 2).to(u.dtype).contiguous()
 
     def conv_backward(self, dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """du like u, dk_f and dk_b (D, L), from dy (B, L, 2D). The transform of u is made again, not kept."""
@@ -94,11 +95,10 @@ class TorchBackend:
         fdk = (fdy * _transform(u, n, work, k_f.shape[0]).conj()).sum(dim=0)  # (2, D, F)
         dk_f = torch.fft.irfft(fdk[0], n=n)[:, :length]  # (D, L)
         dk_b = torch.fft.irfft(fdk[1].conj(), n=n)[:, :length]  # (D, L)
-        contiguous = torch.contiguous_format
         return (
-            du.to(u.dtype, memory_format=contiguous, copy=True),
-            dk_f.to(k_f.dtype, memory_format=contiguous, copy=True),
-            dk_b.to(k_b.dtype, memory_format=contiguous, copy=True),
+            du.to(u.dtype).contiguous(),
+            dk_f.to(k_f.dtype).contiguous(),
+            dk_b.to(k_b.dtype).contiguous(),
         )
 
 
@@ -148,7 +148,7 @@ class _Modes:
 @contextmanager
 def _ieee_products(device: torch.device) -> Iterator[None]:
     """Matrix products in full fp32 whatever the user allows elsewhere: TF32 would cost three digits of the kernel."""
-    flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    flags: Any = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore
     before = flags.fp32_precision
     flags.fp32_precision = "ieee"
     try:
@@ -180,7 +180,7 @@ def _fft_length(length: int) -> int:
 
 def _transform(x: Tensor, n: int, work: torch.dtype, channels: int) -> Tensor:
     """x (B, L, C) -> its real FFT over L padded to n, (B, C / D, D, F) with D = `channels`."""
-    rows = x.transpose(1, 2).to(work, memory_format=torch.contiguous_format)  # (B, C, L)
+    rows = x.transpose(1, 2).to(work).contiguous()  # (B, C, L)
     return torch.fft.rfft(rows, n=n).unflatten(1, (-1, channels))
 
 
@@ -209,7 +209,7 @@ def _hankel(k_f: Tensor, k_b: Tensor) -> Tensor:
 
 def _columns(x: Tensor, work: torch.dtype) -> Tensor:
     """(B, L, C) -> (C, L, B), contiguous: one matrix for each channel."""
-    return x.permute(2, 1, 0).to(work, memory_format=torch.contiguous_format)
+    return x.permute(2, 1, 0).to(work).contiguous()
 
 
 def _hankel_conv(u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def _hankel_conv(u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
             y = torch.cat((torch.bmm(h[:channels], x), torch.bmm(h[channels:], x)))
         else:
             y = torch.bmm(h, x)  # (2D, L, B)
-    return y.permute(2, 1, 0).to(u.dtype, memory_format=torch.contiguous_format, copy=True)
+    return y.permute(2, 1, 0).to(u.dtype).contiguous()
 
 
 def _hankel_conv_backward(dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,11 +243,10 @@ def _hankel_conv_backward(dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tu
     dlags = skewed.unflatten(1, (length, 2 * length - 1)).sum(dim=1)  # (2D, 2L-1)
     dk_f = dlags[:channels, length - 1 :]
     dk_b = dlags[channels:, :length].flip(1)
-    contiguous = torch.contiguous_format
     return (
-        du.to(u.dtype, memory_format=contiguous),
-        dk_f.to(k_f.dtype, memory_format=contiguous, copy=True),
-        dk_b.to(k_b.dtype, memory_format=contiguous, copy=True),
+        du.to(u.dtype).contiguous(),
+        dk_f.to(k_f.dtype).contiguous(),
+        dk_b.to(k_b.dtype).contiguous(),
     )
 
 
