@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_doctor_takes_a_config_or_none(minimal: Path) -> None:
 def test_run_becomes_the_command_with_its_exit_code_and_arguments() -> None:
     script = "import sys; print(sys.argv[1]); sys.exit(75)"
     code = f"from launch import local; print('before'); local.run([{sys.executable!r}, '-c', {script!r}, '$(a) *'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=buffered)
     assert done.returncode == 75
     assert done.stdout.splitlines() == ["before", "$(a) *"]
 

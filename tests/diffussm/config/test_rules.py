@@ -61,7 +61,6 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "model.state=63",
         "model.state=0",
         "diffusion.timesteps=0",
-        "diffusion.timesteps=20",
         "diffusion.beta_start=0",
         "diffusion.beta_start=0.5",
         "diffusion.label_drop=1.5",
@@ -140,6 +139,7 @@ def test_values_at_the_edge_are_legal(overrides: list[str], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["diffusion.timesteps=20", "sample.steps=1"], ["diffusion.timesteps", "21 or more"]),
         (["diffusion.label_drop=0"], ["sample.guidance", "null class"]),
         (["cluster.workers=2", "cluster.gpus_per_worker=0.5"], ["cluster.gpus_per_worker", "NCCL"]),
         (["model.width=6", "model.pos_embed=sincos"], ["model.width", "multiple of 4"]),
