@@ -9,4 +9,4 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-pytest_plugins = ["tests.distributed"]
+pytest_plugins = ["tests.distributed", "tests.s3"]

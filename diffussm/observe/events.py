@@ -57,7 +57,7 @@ class Journal:
             self._thread.join(timeout_s)
 
     def _put_latest(self) -> None:
-        more = True
+        more, written = True, True
         while more:
             more = self._wake.get()
             while more:  # many lines at once are one put
@@ -65,10 +65,18 @@ class Journal:
                     more = self._wake.get_nowait()
                 except queue.Empty:
                     break
-            try:
-                self._store.write(self._key, b"\n".join([*self._lines, b""]))
-            except StorageError as error:
-                _LOG.warning("%s was not written and is tried again with the next line: %s", self._key, error)
+            written = self._put("it is tried again with the next line")
+        if not written:
+            self._put("its last lines are lost")
+
+    def _put(self, otherwise: str) -> bool:
+        """Put the whole journal; False, with a warning, if the store refused."""
+        try:
+            self._store.write(self._key, b"\n".join([*self._lines, b""]))
+        except StorageError as error:
+            _LOG.warning("%s was not written, %s: %s", self._key, otherwise, error)
+            return False
+        return True
 
 
 def read_journal(store: Store, key: str) -> list[dict[str, Any]]:
