@@ -129,10 +129,16 @@ def test_precision_and_recall_are_not_confused() -> None:
     assert result.recall < 0.05
 
 
+def test_the_border_of_a_ball_belongs_to_it() -> None:
+    real = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]])  # balls of radius 1, 1, 1, 1, 1
+    fake = np.array([[3.0], [-3.0], [3.5], [9.0]])
+    assert precision_recall(real, fake, k=1).precision == 0.5
+
+
 def test_precision_recall_far_from_the_origin() -> None:
     rng = np.random.default_rng(6)
     real, fake = rng.normal(size=(2, 30, 4))
-    assert precision_recall(real + 1e6, fake + 1e6) == precision_recall(real, fake)
+    assert precision_recall(real + 1e8, fake + 1e8) == precision_recall(real, fake)
 
 
 def test_precision_recall_needs_more_than_k_points() -> None:
