@@ -61,7 +61,9 @@ def survey(cfg: Config | None = None) -> Iterator[Finding]:
     yield cores(os.cpu_count() or 1, cfg)
     yield from guarded("gpus", lambda: devices(cfg))
     yield from guarded("operator", lambda: backends(cfg))
-    if cfg is not None:
+    if cfg is None:
+        yield from guarded("fashion-mnist", lambda: iter([fashion_mnist()]))
+    else:
         yield from guarded("images", lambda: images(cfg))
         yield from guarded("storage", lambda: storage(cfg))
 
@@ -182,6 +184,16 @@ def backends(cfg: Config | None) -> Iterator[Finding]:
         yield Finding("operator", False, f"no backend can be used on {device.type}", "make venv")
     if wanted != "auto":
         registry.get(wanted)  # an unknown name is refused here, with the nearest one
+
+
+def fashion_mnist(folder: Path | None = None) -> Finding:
+    """The data set behind configs/fashion-mnist.yaml; `folder` defaults to where Debian puts it."""
+    from diffussm.data.images import FASHION_MNIST_FOLDER
+
+    place = folder or FASHION_MNIST_FOLDER
+    there = any(place.glob("*.gz"))
+    found = f"{place}" if there else f"no files in {place}; only configs/fashion-mnist.yaml wants them"
+    return Finding("fashion-mnist", there, found, "on Debian: apt-get install dataset-fashion-mnist", essential=False)
 
 
 def images(cfg: Config) -> Iterator[Finding]:

@@ -117,6 +117,15 @@ def test_backends_are_run_and_an_unknown_one_is_refused(cfg: Config) -> None:
     assert "torch" in list(preflight.guarded("operator", lambda: preflight.backends(cfg)))[-1].remedy
 
 
+def test_fashion_mnist_is_noted_where_it_is_not(tmp_path: Path) -> None:
+    without = preflight.fashion_mnist(tmp_path)
+    assert not without.ok
+    assert not without.essential
+    assert "apt-get install dataset-fashion-mnist" in without.line
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    assert preflight.fashion_mnist(tmp_path).ok
+
+
 def test_storage_and_images_of_a_config(cfg: Config, tmp_path: Path) -> None:
     assert next(preflight.storage(cfg)).ok
     (tmp_path / "file").write_text("")
