@@ -80,7 +80,8 @@ class Autoencoder:
                 f"{self.spec} takes multiples of {self.downsampling}",
                 f"set data.resolution_px to a multiple of {self.downsampling}",
             )
-        x = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
+        # A copy: pictures may be read-only, as Pillow hands them out.
+        x = torch.tensor(pictures, device=self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
         posterior = self._network.encode(x.contiguous()).latent_dist
         mean = (posterior.mean - self.shift) * self.scaling_factor  # (B, C, h, w)
         std = posterior.std * self.scaling_factor  # (B, C, h, w)

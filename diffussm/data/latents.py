@@ -187,7 +187,8 @@ def open_latents(cfg: Config, *, rank_batch: int, scratch: Path) -> Latents:
             shuffle_seed=cfg.seed % (1 << 31),
             shuffle_block_size=cfg.data.shuffle_block_images,
             num_canonical_nodes=cfg.data.canonical_nodes,
-            download_retry=cfg.data.download_retries,
+            # Attempts, with pauses that double from 1 s. A file missing from a local folder will not appear.
+            download_retry=cfg.data.download_retries + 1 if is_remote(place) else 1,
             download_timeout=_DOWNLOAD_TIMEOUT_S,
             validate_hash="xxh64",
             predownload=max(8 * rank_batch, 64),

@@ -34,7 +34,7 @@ def test_impossible_positions_are_refused(cursor: Cursor) -> None:
 def test_epoch_leaves_out_the_incomplete_batch() -> None:
     assert epoch_images(23, 10) == 20
     assert epoch_images(20, 10) == 20
-    with pytest.raises(DataError, match="train.global_batch: found 24; the latents hold 23"):
+    with pytest.raises(DataError, match=r"train\.global_batch: found 24; the latents hold 23"):
         epoch_images(23, 24)
 
 

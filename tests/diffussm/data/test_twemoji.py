@@ -61,7 +61,7 @@ def test_empty_takes_the_categories() -> None:
 
 
 def test_unknown_class_is_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(DataError, match="'faces'.*country-flag.*face"):
+    with pytest.raises(DataError, match=r"'faces'.*country-flag.*face"):
         twemoji.select(["faces"])
 
 
