@@ -204,7 +204,7 @@ def _folder_source(cfg: DataConfig) -> ImageSource:
     root = Path(cfg.images)
     if not cfg.images or not root.is_dir():
         raise DataError(
-            f"data.images: found {cfg.images!r}, which is no folder; source=folder needs a folder with one sub-folder a class",
+            f"data.images: found {cfg.images!r}, which is no folder; source=folder needs one with a sub-folder a class",
             "set data.images to that folder",
         )
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -257,7 +257,7 @@ def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise DataError(
             f"data.source=fashion-mnist: {path} is missing",
-            "on Debian: apt-get install dataset-fashion-mnist; elsewhere set data.images to the folder of the IDX files",
+            "on Debian: apt-get install dataset-fashion-mnist; elsewhere set data.images to the IDX files' folder",
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})", "fetch the file again") from error
@@ -275,3 +275,18 @@ def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def picture_batches(source: ImageSource, size: int) -> Iterator[Pixels]:
+    """All pictures that can be decoded, in the source's order, as (B, H, W, 3) uint8 with B <= size."""
+    batch: list[Pixels] = []
+    for item in source:
+        try:
+            batch.append(source.load(item))
+        except CorruptImageError:
+            continue  # named and counted when the latents were made
+        if len(batch) == size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)

@@ -67,7 +67,7 @@ def bidirectional_conv(u: Tensor, k_f: Tensor, k_b: Tensor, *, backend: str = re
     _check_input(u, k_f.shape[0])
     if k_f.shape != k_b.shape or k_f.shape[1] != u.shape[1]:
         raise ValueError(
-            f"kernels: found {tuple(k_f.shape)} and {tuple(k_b.shape)}; both must be (D, L) with the L = {u.shape[1]} of u"
+            f"kernels: found {tuple(k_f.shape)} and {tuple(k_b.shape)}; both must be (D, L), L = {u.shape[1]} as in u"
         )
     return library.bidirectional_conv(u, k_f, k_b, _resolved(backend, u.device, u.dtype))
 

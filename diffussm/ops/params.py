@@ -46,5 +46,5 @@ def is_shared(u: Tensor, channels: int) -> bool:
 
 
 def join_directions(du_f: Tensor, du_b: Tensor, shared: bool) -> Tensor:
-    """Gradient of u from the gradients of what each direction read, (B, L, D) each: their sum if shared, else joined."""
+    """Gradient of u from the gradients of what each direction read, (B, L, D) each: summed if shared, else joined."""
     return du_f + du_b if shared else torch.cat((du_f, du_b), dim=2)

@@ -176,11 +176,6 @@ class Engine:
                 state[key] = torch.zeros_like(flat)
         return state
 
-    @property
-    def adam_steps(self) -> int:
-        """Steps AdamW has taken: skipped ones do not count."""
-        return max((int(state["step"]) for state in self.adam.state.values() if state), default=0)
-
     def restored(self, adam_steps: int) -> None:
         """Make the engine use what was written into `slices(held=True)`. Collective: every rank must call it."""
         for state in self.adam.state.values():

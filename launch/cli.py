@@ -1,0 +1,112 @@
+"""The command `diffussm`. Each command checks the config here, in well under a second, and then becomes its job."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from diffussm import __version__
+from diffussm.errors import DiffuSSMError, UsageError
+from launch import local
+from launch import options as o
+
+app = typer.Typer(
+    name="diffussm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug's traceback is shown as Python shows it
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def diffussm(version: o.Version = False) -> None:
+    """Train DiffuSSM, the attention-free latent diffusion model. The same command, started again, resumes."""
+    if version:
+        typer.echo(f"diffussm {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def prepare(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
+    """Turn images into latent shards, unless there."""
+    local.run(local.driver(local.read(config, overrides), "prepare"))
+
+
+@app.command()
+def train(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, dry_run: o.DryRun = False) -> None:
+    """Prepare, train, sample and score; or resume.
+
+    Goes on from the newest checkpoint of the run, and does nothing when the run is finished.
+    """
+    job = local.read(config, overrides)
+    command = local.driver(job)
+    if dry_run:
+        from launch import plan, show
+
+        typer.echo(f"{show.marked(job.cfg)}\n{plan.text(job.cfg)}\n\n{local.shown(command)}")
+        return
+    local.run(command)
+
+
+@app.command()
+def sample(
+    config: o.Config,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    classes: o.Classes = "",
+    per_class: o.PerClass = None,
+    guidance: o.Guidance = None,
+    sampler: o.Sampler = None,
+    steps: o.Steps = None,
+    seed: o.Seed = None,
+    grid: o.Grid = "",
+    checkpoint: o.Checkpoint = None,
+) -> None:
+    """Draw a grid of pictures, one row a class."""
+    named = {"per_class": per_class, "guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
+    job = local.read(config, overrides, {f"sample.{name}": value for name, value in named.items()})
+    local.run(local.driver(job, "sample", {"classes": classes, "grid": grid, "checkpoint": checkpoint}))
+
+
+@app.command()
+def evaluate(
+    config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, images: o.Images = None, checkpoint: o.Checkpoint = None
+) -> None:
+    """Score a trained run against its data."""
+    job = local.read(config, overrides, {"evaluate.images": images})
+    local.run(local.driver(job, "evaluate", {"checkpoint": checkpoint}))
+
+
+@app.command()
+def config(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
+    """Explain all keys, or show one config.
+
+    With CONFIG: every value as a job would see it, and the default beside each one that differs.
+    """
+    from launch import show
+
+    if "=" in config:
+        raise UsageError(f"found {config!r} where a config file is expected", "write diffussm config FILE key=value")
+    if config:
+        typer.echo(show.marked(local.read(config, overrides).cfg), nl=False)
+    else:
+        show.keys(sys.stdout)
+
+
+@app.command()
+def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
+    """Look for what this machine lacks.
+
+    Says what is there, what is missing, and the command that mends it; with CONFIG, also for that run.
+    """
+    local.run(local.preflight(local.read(config, overrides) if config else None))
+
+
+def main() -> None:
+    """Console script: run the command; tell a typed error in two lines and exit with its code."""
+    try:
+        app()
+    except DiffuSSMError as error:
+        typer.echo(f"diffussm: {type(error).__name__}: {error}", err=True)
+        sys.exit(int(error.code))

@@ -1,0 +1,99 @@
+"""From a command of the user to the one command line that runs it on this machine.
+
+The interface to the job is this command line and its exit code, nothing else:
+
+    python -P -m cluster.driver [--only STAGE] [--classes A,B] [--grid FILE] [--checkpoint IMAGES] CONFIG [key=value]...
+
+-P keeps the working folder out of the module path, where folders called `cluster` or `diffussm` would hide ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from diffussm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffussm.config import Config
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked config and where it came from."""
+
+    path: str
+    """YAML file, as the job will read it."""
+    overrides: tuple[str, ...]
+    """`key=value` in the order in which the job applies them."""
+    cfg: Config = field(repr=False)
+    """What they make together."""
+
+
+def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, object] | None = None) -> Job:
+    """Load and check a config before anything starts.
+
+    Args:
+        config: a YAML file, or the folder of a run.
+        overrides: `key=value` from the command line.
+        options: values of named options by config key; None means not given. They win over `overrides`.
+
+    A run's folder that was moved or copied is used where it lies: `storage` follows it unless it is overridden.
+
+    Raises:
+        ConfigError: as `diffussm.config.load` and `check`, or a run's folder was renamed.
+    """
+    from diffussm.config import check, load  # late: half of the time that `--help` may take
+
+    given = [*overrides, *(f"{key}={value}" for key, value in (options or {}).items() if value is not None)]
+    path = Path(config)
+    if path.is_dir() and not any(text.startswith(("storage=", "name=")) for text in given):
+        folder, path = path.resolve(), path / "config.yaml"
+        cfg = load(path, given)
+        if cfg.name != folder.name:
+            raise ConfigError(
+                f"{folder}: found name: {cfg.name!r} in its config; allowed: the folder's own name, {folder.name!r}",
+                f"rename the folder to {cfg.name}",
+            )
+        if Path(cfg.storage).resolve() != folder.parent:
+            given.append(f"storage={folder.parent}")
+    elif path.is_dir():
+        path = path / "config.yaml"
+    cfg = load(path, given)
+    check(cfg)
+    return Job(str(path), tuple(given), cfg)
+
+
+def driver(job: Job, stage: str = "", flags: Mapping[str, object] | None = None) -> list[str]:
+    """The command line of a job; `stage` runs that stage alone, and flags that are None or empty are left out."""
+    only = ["--only", stage] if stage else []
+    for name, value in (flags or {}).items():
+        if value not in (None, ""):
+            only += [f"--{name}", str(value)]
+    return [*_module("cluster.driver"), *only, job.path, *job.overrides]
+
+
+def preflight(job: Job | None) -> list[str]:
+    """The command line of `diffussm doctor`."""
+    return [*_module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
+
+
+def run(command: Sequence[str]) -> NoReturn:
+    """Become `command`: signals reach it directly and its exit code is ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], list(command))  # noqa: S606 - no shell is wanted
+
+
+def shown(command: Sequence[str]) -> str:
+    """`command` as it can be pasted into a shell."""
+    return shlex.join(command)
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-P", "-m", name]

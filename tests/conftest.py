@@ -1,0 +1,12 @@
+"""What all tests share: one thread for each process, no network sinks, ranks on demand."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported anywhere: several test processes with several threads each slow each other down manyfold.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+pytest_plugins = ["tests.distributed", "tests.s3"]
