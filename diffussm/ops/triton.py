@@ -2,7 +2,7 @@
 
 Forward, gradient of u and gradients of all parameters are each one pass over the sequences (two where a small batch
 leaves the card idle and the sequence is cut). Kernels for `ssm_kernel` are made on the card as well. A convolution with
-arbitrary kernels has no state-space form: it goes through torch's FFT.
+arbitrary kernels has no state-space form: it goes through the CUDA backend where that is usable, else torch's FFT.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from diffussm.ops.torch import TorchBackend
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST_CAPABILITY = (8, 0)
-MAX_STATES = 64
-"""Most conjugate pairs a channel: the states of a block of channels live in registers."""
 
 
 class TritonBackend(TorchBackend):
@@ -56,6 +54,14 @@ class TritonBackend(TorchBackend):
         from diffussm.ops import triton_launch
 
         return triton_launch.generate_gradient(dk, params)
+
+    def conv(self, u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
+        """y (B, L, 2D) from u and the kernels (D, L), by whichever backend convolves fastest here."""
+        from diffussm.ops import cuda, registry
+
+        if u.device.type == "cuda" and cuda.served(u) and registry.verdict("cuda", u.device, u.dtype).usable:
+            return cuda.BACKEND.conv(u, k_f, k_b)
+        return super().conv(u, k_f, k_b)
 
     def ssm(self, u: Tensor, forward: SSMParams, backward: SSMParams) -> Tensor:
         """y (B, L, 2D) from u (B, L, D) or (B, L, 2D) with any strides."""

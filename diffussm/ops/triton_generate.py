@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """The convolution kernel itself, (D, L), and its gradient: the two-level product, one tile of 1024 lags at a time.
 
 With l = 64 l1 + l0, K[l1, l0] = Re sum_n (c'_n z_n^(64 l1)) z_n^l0: 16 + 64 powers a pole for 1024 lags.

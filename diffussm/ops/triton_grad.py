@@ -1,8 +1,9 @@
+# mypy: disable-error-code=no-untyped-def
 """Gradient of the state-space parameters from u and dy, chunk by chunk, without ever forming dk.
 
 All parameters see the sequences through two sums a pole, S0 = sum_l dk[l] z^l and S1 = sum_l l dk[l] z^l with
-dk[l] = sum_{b,t} dy[t] u[t-l]. Let e be the distance of a position from the chunk's end on the side of u and from the
-chunk's start on the side of dy. For positions in different chunks the lag is e_u + e_dy + 1 + C (chunks between), so with
+dk[l] = sum_{b,t} dy[t] u[t-l]. Let e be the distance of a position from the chunk's end on the side of u and from its
+start on the side of dy. For positions in different chunks the lag is e_u + e_dy + 1 + C (chunks between), so with
 
     H = sum z^e u    H' = sum (e + 1/2) z^e u    (carried over earlier chunks)
     G = sum z^e dy   G' = sum (e + 1/2) z^e dy   (one chunk)
@@ -29,7 +30,8 @@ def gradient_kernel(
     """Partial sums of one (batch block, segment): sums (2, parts, D, 4, H), local (2, parts, D, LOCAL), float32.
 
     Grid (D / DB, B / BB * segments, 2 H / HS): a program takes HS of the states, so that its registers suffice. The
-    matrices are split in two operands, because these sums cancel: log_dt's gradient by a factor of ten. `starts` holds four fields (see `segment_kernel`).
+    matrices are split in two operands, because these sums cancel (tenfold in the gradient of log_dt). `starts` holds
+    four fields, see `segment_kernel`.
     """
     direction = tl.program_id(2) % 2
     share = tl.program_id(2) // 2

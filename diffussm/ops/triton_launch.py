@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 import triton
@@ -96,8 +97,9 @@ def generate(params: SSMParams, length: int) -> Tensor:
     table, skips = _table(params, params)
     k = table.new_empty(params.channels, length, dtype=torch.float32)
     grid = (triton.cdiv(params.channels, 4), triton.cdiv(length, TILE))
-    generate_kernel[grid](k, table, skips, length, params.channels, 0, DB=4, H=table.shape[3], num_warps=4)
-    return k
+    with torch.cuda.device_of(k):
+        generate_kernel[grid](k, table, skips, length, params.channels, 0, DB=4, H=table.shape[3], num_warps=4)
+    return k.to(params.c.dtype)
 
 
 def generate_gradient(dk: Tensor, params: SSMParams) -> SSMParams:
@@ -107,9 +109,10 @@ def generate_gradient(dk: Tensor, params: SSMParams) -> SSMParams:
     sums = table.new_zeros(2, 1, channels, 4, table.shape[3], dtype=torch.float32)
     local = table.new_zeros(2, 1, channels, 1, dtype=torch.float32)
     dk = dk.to(torch.float32).contiguous()
-    generate_gradient_kernel[(triton.cdiv(channels, 4),)](
-        dk, table, sums, local, dk.shape[1], channels, 0, DB=4, H=table.shape[3], num_warps=4
-    )
+    with torch.cuda.device_of(dk):
+        generate_gradient_kernel[(triton.cdiv(channels, 4),)](
+            dk, table, sums, local, dk.shape[1], channels, 0, DB=4, H=table.shape[3], num_warps=4
+        )
     return _parameter_gradient(params, params, table, sums, local)[0]
 
 
@@ -131,7 +134,7 @@ class _Cut:
             "PRECISION": "tf32x3" if u.dtype == torch.float32 else "tf32",
         }
 
-    def _grid(self, directions: int):  # type: ignore[no-untyped-def]  # a callable of Triton's meta-parameters
+    def _grid(self, directions: int) -> Callable[[dict[str, int]], tuple[int, int, int]]:
         return lambda meta: (triton.cdiv(self.channels, meta["DB"]), self.blocks * self.segments, directions)
 
     def starts(self, x: Tensor, step: int, table: Tensor, fields: int, flip: int) -> Tensor:
@@ -140,10 +143,11 @@ class _Cut:
             return table.new_empty(0, dtype=torch.float32)
         states = table.shape[3]
         starts = table.new_empty(2, self.segments, self.batch, self.channels, fields, states, dtype=torch.float32)
-        _segment[self._grid(2)](
-            x, starts, table, self.batch, self.length, self.channels, step, *x.stride(), self.span, self.segments,
-            0, flip, FIELDS=fields, H=states, SPLIT=self.split and fields == 4, **self.fixed,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _segment[self._grid(2)](
+                x, starts, table, self.batch, self.length, self.channels, step, *x.stride(), self.span, self.segments,
+                0, flip, FIELDS=fields, H=states, SPLIT=self.split and fields == 4, **self.fixed,
+            )  # fmt: skip
         return starts
 
     def scan(
@@ -151,11 +155,12 @@ class _Cut:
         flip: int, directions: tuple[int, ...] = (0, 1), add: bool = False,
     ) -> None:  # fmt: skip
         """Fill (or, with `add`, add to) y with the scans of x in `directions`, which must be consecutive."""
-        _scan[self._grid(len(directions))](
-            x, y, starts, table, skips, self.batch, self.length, self.channels, step, *x.stride(),
-            y_step, *y.stride(), self.span, self.segments, directions[0], flip,
-            ADD=add, H=table.shape[3], **self.fixed,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _scan[self._grid(len(directions))](
+                x, y, starts, table, skips, self.batch, self.length, self.channels, step, *x.stride(),
+                y_step, *y.stride(), self.span, self.segments, directions[0], flip,
+                ADD=add, H=table.shape[3], **self.fixed,
+            )  # fmt: skip
 
     def gradient(
         self, u: Tensor, step: int, dy: Tensor, dy_step: int, starts: Tensor, table: Tensor
@@ -165,16 +170,17 @@ class _Cut:
         sums = table.new_empty(2, parts, self.channels, 4, states, dtype=torch.float32)
         # A chunk shorter than CHUNK_MAX leaves the rest untouched, so it must be zero.
         local = table.new_zeros(2, parts, self.channels, CHUNK_MAX, dtype=torch.float32)
-        _gradient[self._grid(2 * (states // _SHARE))](
-            u, dy, starts, table, sums, local, self.batch, self.length, self.channels, step, *u.stride(),
-            dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, HS=_SHARE,
-            SPLIT=self.split, **self.fixed,
-        )  # fmt: skip
+        with torch.cuda.device_of(u):
+            _gradient[self._grid(2 * (states // _SHARE))](
+                u, dy, starts, table, sums, local, self.batch, self.length, self.channels, step, *u.stride(),
+                dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, HS=_SHARE,
+                SPLIT=self.split, **self.fixed,
+            )  # fmt: skip
         return sums, local
 
 
 def _segments(device: torch.device, programs: int, length: int) -> int:
-    """Pieces of each sequence: enough programs to fill the card, each piece long enough to pay for its second reading."""
+    """Pieces of each sequence: enough to fill the card, each long enough to pay for being read twice."""
     if device.type != "cuda":
         return 1
     cores = torch.cuda.get_device_properties(device).multi_processor_count
@@ -201,9 +207,10 @@ def _table(forward: SSMParams, backward: SSMParams) -> tuple[Tensor, Tensor]:
     channels, states = f.c.shape[0], f.c.shape[1]
     table = f.c.new_empty(2, channels, 4, _padded(states), dtype=torch.float64)
     skips = f.c.new_empty(2, channels)
-    table_kernel[(triton.cdiv(channels, 4), 2)](
-        *f, *b, table, skips, channels, states, DB=4, H=table.shape[3], num_warps=4
-    )
+    with torch.cuda.device_of(table):
+        table_kernel[(triton.cdiv(channels, 4), 2)](
+            *f, *b, table, skips, channels, states, DB=4, H=table.shape[3], num_warps=4
+        )
     return table, skips
 
 
@@ -214,8 +221,12 @@ def _parameter_gradient(
     d_f = SSMParams(*(torch.empty_like(p) for p in f))
     d_b = SSMParams(*(torch.empty_like(p) for p in b))
     channels, states = f.c.shape[0], f.c.shape[1]
-    parameter_gradient_kernel[(channels, 2)](
-        *f[:5], *b[:5], table, sums, local, *d_f, *d_b, channels, states, sums.shape[1],
-        LOCAL=local.shape[3], DB=1, H=table.shape[3], num_warps=4,
-    )  # fmt: skip
-    return d_f, d_b
+    with torch.cuda.device_of(table):
+        parameter_gradient_kernel[(channels, 2)](
+            *f[:5], *b[:5], table, sums, local, *d_f, *d_b, channels, states, sums.shape[1],
+            LOCAL=local.shape[3], DB=1, H=table.shape[3], num_warps=4,
+        )  # fmt: skip
+    return (
+        SSMParams(*(d.to(p.dtype) for d, p in zip(d_f, forward, strict=True))),
+        SSMParams(*(d.to(p.dtype) for d, p in zip(d_b, backward, strict=True))),
+    )

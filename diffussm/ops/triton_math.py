@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Device functions that the Triton kernels share: powers of the poles, complex products, operand rounding.
 
 An angle is kept in turns (radians / 2 pi), so that reduction is a subtraction of an integer and loses nothing.

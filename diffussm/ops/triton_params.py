@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Parameters to poles and back: zero-order hold and its gradient, one launch each for both directions.
 
 The arithmetic is float64: (D, N/2) numbers cost nothing beside the sequence, and the phase of a pole is multiplied by
@@ -42,7 +43,7 @@ def _write_table(
     d = tl.program_id(0) * DB + tl.arange(0, DB)
     n = tl.arange(0, H)
     inside = (d < D)[:, None] & (n < N)[None, :]
-    dt, ar, ai, br, bi, cr, ci, turns, zr, zi, fr, fi = _hold(log_dt, log_a_real, a_imag, b, c, d, n, inside, N)
+    dt, ar, _ai, br, bi, cr, ci, turns, _zr, _zi, fr, fi = _hold(log_dt, log_a_real, a_imag, b, c, d, n, inside, N)
     wr, wi = multiply(br, bi, cr, ci)
     wr, wi = multiply(wr, wi, fr, fi)
     base = table_ptr + (direction * D + d[:, None]) * (TABLE_FIELDS * H) + n[None, :]
@@ -108,7 +109,7 @@ def _write_gradient(
     first = tl.sum(tl.where(lags[None, :] == 0, dk, 0.0), axis=1)
     tl.store(g_skip + d, first, mask=known)
     # Chain rule. g(w) = dL/dRe w + i dL/dIm w; through a holomorphic f, g(w) = conj(f'(w)) g(f).
-    dt, ar, ai, br, bi, cr, ci, turns, zr, zi, fr, fi = _hold(log_dt, log_a_real, a_imag, b, c, d, n, inside, N)
+    dt, ar, ai, br, bi, cr, ci, _turns, zr, zi, fr, fi = _hold(log_dt, log_a_real, a_imag, b, c, d, n, inside, N)
     gr, gi = s0r, -s0i  # g(c')
     bfr, bfi = multiply(br, bi, fr, fi)
     cfr, cfi = multiply(cr, ci, fr, fi)

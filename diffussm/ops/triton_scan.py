@@ -1,3 +1,4 @@
+# mypy: disable-error-code=no-untyped-def
 """Chunked scan: parameters and sequence to output in one kernel, with no transform and nothing of size L kept.
 
 A chunk of C positions is a C x C Toeplitz product; what lies outside the chunk reaches it through the H complex states
