@@ -1,8 +1,8 @@
 """Convolution with known kernels on tensor cores, for sampling: Monarch transform compiled on the spot by NVRTC.
 
 Half precision, sequences up to 4096. The kernels' transforms are made once and kept as long as the kernels live and
-stay unchanged: a sampling step reads u and the transforms and writes y. Gradients, kernel generation and other lengths go
-through the torch backend.
+stay unchanged: a sampling step reads u and the transforms and writes y. Gradients, kernel generation and other lengths
+go through the torch backend.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -29,28 +30,52 @@ _SEGMENT_MIN = 256
 _SHARE = 16  # states of one program of the gradient
 _KIND = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-SCAN_CONFIGS = [
-    triton.Config({"DB": 8, "C": 16}, num_warps=4, num_stages=2),
-    triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=2),
-    triton.Config({"DB": 16, "C": 16}, num_warps=8, num_stages=2),
-    triton.Config({"DB": 4, "C": 32}, num_warps=4, num_stages=2),
-    triton.Config({"DB": 8, "C": 32}, num_warps=8, num_stages=2),
-    triton.Config({"DB": 2, "C": 64}, num_warps=8, num_stages=2),
-]
-GRADIENT_CONFIGS = [
-    triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=1),
-    triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
-    triton.Config({"DB": 4, "C": 32}, num_warps=8, num_stages=1),
-]
-"""What autotuning chooses from; the first is taken unmeasured in the interpreter or with DIFFUSSM_TRITON_AUTOTUNE=0."""
+# Chunk, channels of a program and warps to choose from, without and with float32 operands. The first is taken
+# unmeasured in the interpreter or with DIFFUSSM_TRITON_AUTOTUNE=0. All stay within 99 KB of shared memory; a test holds
+# registers and spills against a budget.
+CONFIGS: dict[str, dict[bool, list[triton.Config]]] = {
+    "scan": {
+        False: [
+            triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=2),
+            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=2),
+            triton.Config({"DB": 4, "C": 32}, num_warps=4, num_stages=2),
+            triton.Config({"DB": 2, "C": 64}, num_warps=8, num_stages=2),
+        ],
+        True: [
+            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=2),
+            triton.Config({"DB": 4, "C": 16}, num_warps=8, num_stages=2),
+        ],
+    },
+    "gradient": {
+        False: [
+            triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=1),
+            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
+            triton.Config({"DB": 4, "C": 32}, num_warps=8, num_stages=1),
+        ],
+        True: [
+            triton.Config({"DB": 4, "C": 16}, num_warps=8, num_stages=1),
+            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
+        ],
+    },
+}
 
 # Another choice changes the last bits: a run that must repeat bit for bit on another day switches measuring off.
 _FIXED = INTERPRETED or os.environ.get("DIFFUSSM_TRITON_AUTOTUNE", "1") == "0"
-_scan = triton.autotune(SCAN_CONFIGS[:1] if _FIXED else SCAN_CONFIGS, key=["D", "L", "ADD"], restore_value=["y_ptr"])(
-    scan_kernel
-)
-_segment = triton.autotune(SCAN_CONFIGS[:1] if _FIXED else SCAN_CONFIGS, key=["D", "L", "FIELDS"])(segment_kernel)
-_gradient = triton.autotune(GRADIENT_CONFIGS[:1] if _FIXED else GRADIENT_CONFIGS, key=["D", "L"])(gradient_kernel)
+
+
+def _tuned(kernel: Any, family: str, key: list[str], **options: Any) -> dict[bool, Any]:
+    """Autotuned forms of a kernel by whether its operands are float32."""
+    return {
+        wide: triton.autotune(configs[:1] if _FIXED else configs, key=key, **options)(kernel)
+        for wide, configs in CONFIGS[family].items()
+    }
+
+
+# Measuring runs the kernel many times over: what it adds to must be put back.
+_scan = _tuned(scan_kernel, "scan", ["D", "L", "ADD"], restore_value=["y_ptr"])
+_segment = _tuned(segment_kernel, "scan", ["D", "L"])
+_segment_derivative = _tuned(segment_kernel, "gradient", ["D", "L"])
+_gradient = _tuned(gradient_kernel, "gradient", ["D", "L"])
 
 
 def forward(u: Tensor, forward: SSMParams, backward: SSMParams, segments: int | None = None) -> Tensor:
@@ -126,12 +151,12 @@ class _Cut:
             segments = _segments(u.device, self.blocks * triton.cdiv(channels, 8) * 2, self.length)
         self.span = triton.cdiv(triton.cdiv(self.length, segments), CHUNK_MAX) * CHUNK_MAX
         self.segments = triton.cdiv(self.length, self.span)
-        self.split = u.dtype != torch.float32
+        self.wide = u.dtype == torch.float32
         self.fixed = {
             "BB": BLOCK_B,
             "KIND": _KIND[u.dtype],
             "ROUND": INTERPRETED and u.dtype == torch.bfloat16,
-            "PRECISION": "tf32x3" if u.dtype == torch.float32 else "tf32",
+            "PRECISION": "tf32x3" if self.wide else "tf32",
         }
 
     def _grid(self, directions: int) -> Callable[[dict[str, int]], tuple[int, int, int]]:
@@ -144,9 +169,10 @@ class _Cut:
         states = table.shape[3]
         starts = table.new_empty(2, self.segments, self.batch, self.channels, fields, states, dtype=torch.float32)
         with torch.cuda.device_of(x):
-            _segment[self._grid(2)](
+            kernel = _segment if fields == 2 else _segment_derivative
+            kernel[self.wide][self._grid(2)](
                 x, starts, table, self.batch, self.length, self.channels, step, *x.stride(), self.span, self.segments,
-                0, flip, FIELDS=fields, H=states, SPLIT=self.split and fields == 4, **self.fixed,
+                0, flip, FIELDS=fields, H=states, SPLIT=not self.wide and fields == 4, **self.fixed,
             )  # fmt: skip
         return starts
 
@@ -156,7 +182,7 @@ class _Cut:
     ) -> None:  # fmt: skip
         """Fill (or, with `add`, add to) y with the scans of x in `directions`, which must be consecutive."""
         with torch.cuda.device_of(x):
-            _scan[self._grid(len(directions))](
+            _scan[self.wide][self._grid(len(directions))](
                 x, y, starts, table, skips, self.batch, self.length, self.channels, step, *x.stride(),
                 y_step, *y.stride(), self.span, self.segments, directions[0], flip,
                 ADD=add, H=table.shape[3], **self.fixed,
@@ -171,10 +197,10 @@ class _Cut:
         # A chunk shorter than CHUNK_MAX leaves the rest untouched, so it must be zero.
         local = table.new_zeros(2, parts, self.channels, CHUNK_MAX, dtype=torch.float32)
         with torch.cuda.device_of(u):
-            _gradient[self._grid(2 * (states // _SHARE))](
+            _gradient[self.wide][self._grid(2 * (states // _SHARE))](
                 u, dy, starts, table, sums, local, self.batch, self.length, self.channels, step, *u.stride(),
                 dy_step, *dy.stride(), self.span, self.segments, LOCAL=CHUNK_MAX, H=states, HS=_SHARE,
-                SPLIT=self.split, **self.fixed,
+                SPLIT=not self.wide, **self.fixed,
             )  # fmt: skip
         return sums, local
 
