@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import pytest
@@ -133,38 +132,35 @@ def _milliseconds(run: Callable[[], object]) -> float:
     return float(triton.testing.do_bench(run, warmup=50, rep=200, return_mode="median"))
 
 
+def _timings(name: str, batch: int, length: int) -> tuple[float, float, float]:
+    """Milliseconds of the forward, of forward and backward, and of the convolution with kernels kept; XL, bfloat16."""
+    u, forward, backward = example(batch, length, 1152, 32, GPU, torch.bfloat16, shared=True)
+    dy = torch.randn(batch, length, 2304, device=GPU, dtype=torch.bfloat16)
+    leaves = [x.requires_grad_() for x in (u.clone(), *forward, *backward)]
+
+    def once() -> torch.Tensor:
+        return bidirectional_ssm(leaves[0], SSMParams(*leaves[1:7]), SSMParams(*leaves[7:]), backend=name)
+
+    both = _milliseconds(lambda: torch.autograd.grad(once(), leaves, dy))
+    with torch.no_grad():
+        k_f, k_b = (ssm_kernel(p, length, backend=name) for p in (forward, backward))
+        kept = _milliseconds(lambda: bidirectional_conv(u, k_f, k_b, backend=name))
+        return _milliseconds(once), both, kept
+
+
 def test_speed_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    """Share of the card's copy bandwidth: 6 bytes an element is what a bfloat16 forward has to move (u in, y out)."""
+    """Share of the card's copy bandwidth: a bfloat16 forward has to move 6 bytes an element (u in, y out)."""
     block = torch.empty(2**28, dtype=torch.int8, device=GPU)
     target = torch.empty_like(block)
     copied = 2 * block.numel() / _milliseconds(lambda: target.copy_(block))  # bytes a millisecond
     lines = [f"{torch.cuda.get_device_name()}: copy {copied / 1e6:.0f} GB/s"]
-    shares = []
     for batch, length in ((8, 1024), (32, 1024), (8, 4096)):
-        u, forward, backward = example(batch, length, 1152, 32, GPU, torch.bfloat16, shared=True)
-        params = [p.requires_grad_() for p in (*forward, *backward)]
-        dy = torch.randn(batch, length, 2304, device=GPU, dtype=torch.bfloat16)
-        ideal = 6 * u.numel() / copied
+        ideal = 6 * batch * length * 1152 / copied
         for name in ("torch", "triton"):
-            with torch.no_grad():
-                k_f, k_b = ssm_kernel(forward, length, backend=name), ssm_kernel(backward, length, backend=name)
-
-                def once(u: torch.Tensor = u, name: str = name) -> torch.Tensor:
-                    return bidirectional_ssm(u, SSMParams(*params[:6]), SSMParams(*params[6:]), backend=name)
-
-                ahead = _milliseconds(once)
-                kept = _milliseconds(
-                    lambda u=u, f=k_f, b=k_b, name=name: bidirectional_conv(u, f, b, backend=name)  # type: ignore[misc]
-                )
-            leaf = u.detach().requires_grad_()
-            both = _milliseconds(
-                lambda leaf=leaf, dy=dy, once=once: torch.autograd.grad(once(leaf), [leaf, *params], dy)  # type: ignore[misc]
-            )
+            ahead, both, kept = _timings(name, batch, length)
             lines.append(
                 f"B {batch:3} L {length:5} {name:7} forward {ahead:7.3f} ms ({ideal / ahead:5.1%} of copy)  "
                 f"forward and backward {both:7.3f} ms  kernels kept {kept:7.3f} ms ({ideal / kept:5.1%})"
             )
-            shares.append(ideal / ahead)
     with capsys.disabled():
-        print("\n" + "\n".join(lines))  # noqa: T201
-    assert statistics.median(shares) > 0
+        print("\n" + "\n".join(lines))

@@ -48,7 +48,7 @@ PARAMS: dict[str, tuple[str, str]] = {
     "lags inside a chunk lost": ("s1r += tl.sum(er * step, axis=1).to(tl.float64)\n", "s1r += 0.0\n"),
 }
 GENERATE: dict[str, tuple[str, str]] = {
-    "rows of the wrong stride": (
+    "tile begins a lag too late": (
         "br, bi = far_power(decay, turns, first)",
         "br, bi = far_power(decay, turns, first + 1)",
     ),
