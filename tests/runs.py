@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from diffussm.config.schema import (
-    ClusterConfig, Config, EvaluateConfig, ModelConfig, ObserveConfig, Precision, SampleConfig, TrainConfig, WandbMode,
+    ClusterConfig,
+    Config,
+    EvaluateConfig,
+    ModelConfig,
+    ObserveConfig,
+    Precision,
+    SampleConfig,
+    TrainConfig,
+    WandbMode,
 )  # fmt: skip
 from diffussm.data.encode import prepare
 from tests.diffussm.data import sets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,8 @@ def run(cfg: Config, tmp_path: Path, stop_after: int = 0) -> list[dict[str, Any]
             raise Stopped
 
     world = current(torch.device("cpu"))
-    try:
+    with contextlib.suppress(Stopped):
         loop.train(cfg, world, attempt=1, scratch=tmp_path / f"scratch{world.rank}", announce=announce)
-    except Stopped:
-        pass
     return said
 
 
@@ -109,7 +108,7 @@ def test_a_run_that_is_never_finite_is_stopped_and_keeps_its_last_checkpoint(cfg
     patch = pytest.MonkeyPatch()
     with patch.context() as poisoned:
         true_loss = loop.loss
-        poisoned.setattr(loop, "loss", lambda *args: true_loss(*args) * float("nan"))
+        poisoned.setattr(loop, "loss", lambda *args, **named: true_loss(*args, **named) * float("nan"))
         with pytest.raises(DivergedError, match="4 steps in a row"):
             run(named(cfg, "bad", max_nonfinite_steps=4), tmp_path)
     for key, tensor in state(healthy).items():
