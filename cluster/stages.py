@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Stages:
         began = time.monotonic()
         if self._finished():
             return
+        self._claim()
         self.prepare()
         self.train()
         grid = self.sample([], "", None)
@@ -63,13 +65,7 @@ class Stages:
         )
 
     def train(self) -> None:
-        """Train through Ray until `train.images`; goes on from the newest checkpoint.
-
-        Raises:
-            ConfigError: a frozen key changed. StorageError: the run's place cannot be written. And what workers raise.
-        """
-        self.store.check_writable()
-        self._store_config()
+        """Train through Ray until `train.images`; goes on from the newest checkpoint. Raises what workers raise."""
         worker_env = env.apply(self.cfg)
         import ray
 
@@ -160,8 +156,6 @@ class Stages:
             ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
             return
         # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.
-        import os
-
         cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus_per_worker + 1))
         ray.init(
             address="local",
@@ -169,11 +163,18 @@ class Stages:
             runtime_env=runtime_env,
             object_store_memory=100 << 20,  # no data travels through Ray
             log_to_driver=False,
+            logging_level="warning",
             include_dashboard=True,  # its agent cleans up placement groups
         )
 
-    def _store_config(self) -> None:
-        """Keep the resolved config with the run; a later start must agree with it in the frozen keys."""
+    def _claim(self) -> None:
+        """Before any work: the run's place can be written, and the config agrees with the one kept there.
+
+        Raises:
+            StorageError: the place cannot be written.
+            ConfigError: a frozen key differs from the run's.
+        """
+        self.store.check_writable()
         text = dump(self.cfg)
         try:
             stored = yaml.safe_load(self.store.read("config.yaml"))

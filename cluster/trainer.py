@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from cluster import worker
-from cluster.policy import Action, Failure, decide
+from cluster.policy import Action, Failure, decide, may_pass
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError, InfrastructureError
 
@@ -53,6 +54,9 @@ class Trainer(TorchTrainer):
     def __init__(self, cfg: Config, channel: Queue, scratch: str) -> None:
         cluster = cfg.cluster
         gpus = cluster.gpus_per_worker
+        self._policy = OurPolicy(
+            FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3), cluster.max_failures, channel
+        )
         super().__init__(
             worker.run,
             train_loop_config={"cfg": cfg, "channel": channel},
@@ -65,14 +69,12 @@ class Trainer(TorchTrainer):
             run_config=RunConfig(
                 name=cfg.name,
                 storage_path=scratch,  # Ray's own notes; our state goes to the run's store
-                failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+                failure_config=self._policy.failure_config,
             ),
         )
-        self._limit, self._channel = cluster.max_failures, channel
 
     def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
-        failure_config = self.run_config.failure_config
-        controller_init_kwargs["failure_policy"] = OurPolicy(failure_config, self._limit, self._channel)
+        controller_init_kwargs["failure_policy"] = self._policy
         return super()._initialize_and_run_controller(**controller_init_kwargs)
 
 
@@ -122,9 +124,8 @@ def _as_ours(error: TrainingFailedError, cfg: Config) -> Exception:
     for _, cause in sorted(errors.items()):
         if isinstance(cause, DiffuSSMError):
             return cause
-    for _, cause in sorted(errors.items()):
-        if not isinstance(cause, ray.exceptions.RayError):
-            return RuntimeError(str(error))
+    if any(not may_pass(cause) for cause in errors.values()):
+        return RuntimeError(str(error))  # a bug: shown with the worker's traceback
     return InfrastructureError(
         f"the workers were lost more than cluster.max_failures={cfg.cluster.max_failures} times: {error}",
         "start the same command again: the run goes on from its last checkpoint",

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from diffussm.config.rules import accumulation, micro_batch, world_sizes
-from diffussm.config.schema import Config
-from diffussm.model.counts import count
+from diffussm.config.schema import Config, Precision
+from diffussm.model.counts import count, memory
 from diffussm.model.presets import LatentShape, check_fit, resolve
 
 PASSPORT = "passport.json"
@@ -50,7 +50,8 @@ def latent(cfg: Config) -> Latent | None:
     passport = Path(cfg.data.latents.removeprefix("file://")) / PASSPORT
     if passport.is_file():
         made = json.loads(passport.read_text())
-        return Latent(LatentShape(*made["latent_shape"], classes=len(made["classes"])), str(passport), True)
+        channels, height, wide = made["latent_shape"]
+        return Latent(LatentShape(channels, height, wide, len(made["classes"])), str(passport), True)
     found = _autoencoder(cfg.data.autoencoder)
     if found is None:
         return None
@@ -93,11 +94,20 @@ def _network(cfg: Config) -> list[tuple[str, str]]:
         return [*rows, ("latent", f"not known before {cfg.data.autoencoder} is fetched")]
     shape = known.shape
     check_fit(cfg.model, shape)
-    counts = count(cfg.model, shape)
+    train = cfg.train
+    is_bf16, recompute = train.precision is Precision.bf16, train.activation_checkpointing
+    counts = count(cfg.model, shape, bf16=is_bf16, activation_checkpointing=recompute)
+    kept = memory(counts.parameters, train.zero_stage, cfg.cluster.workers)
+    pass_bytes = counts.activation_bytes * micro_batch(cfg)
     more = "" if known.counted else f" with one class; each further class adds {width:,}"
     return [
         *rows,
         ("latent", f"{shape.channels} x {shape.height} x {shape.width} by {known.source}"),
         ("parameters", f"{counts.parameters:,}{more}"),
         ("multiply-adds", f"{counts.macs / 1e9:,.3f} G for an image's forward pass"),
+        ("memory", f"{_gib(kept.total)} of state and about {_gib(pass_bytes)} of activations on each worker"),
     ]
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):,.2f} GiB"

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def run_on_ranks(path: Path, function: str, arguments: dict[str, Any], size: int) -> None:
-    """Call `function` of the test file `path` on `size` ranks; raise AssertionError with each failed rank's traceback."""
+    """Call `function` of the test file `path` on `size` ranks; raise AssertionError with a failed rank's traceback."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     port = free_port()

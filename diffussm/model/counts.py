@@ -4,9 +4,9 @@ Multiply-adds (MACs) of one image's forward pass, in 1e9, beside the paper's tab
 
 | preset | parameters | paper | 256 px | with kernels | paper | 512 px | with kernels | paper |
 |---|---|---|---|---|---|---|---|---|
-| S | 32.9 M | | 12.3 | 12.9 | | 49.7 | 52.1 | |
+| S | 32.9 M | | 12.3 | 13.0 | | 49.7 | 52.2 | |
 | B | 126.8 M | | 48.3 | 49.5 | | 193.7 | 198.6 | |
-| L | 442.2 M | | 170.6 | 173.8 | | 684.1 | 697.0 | |
+| L | 442.2 M | | 170.6 | 173.8 | | 684.1 | 696.9 | |
 | XL | 673.2 M | 673 M | 260.4 | 264.8 | 280.3 | 1043.8 | 1061.3 | 1066.2 |
 
 The paper's table and its own formula, 13 (L/M) D^2 + L D^2 + FFT a block, contradict each other: the formula gives

@@ -27,12 +27,13 @@ def grid(pictures: npt.NDArray[np.uint8], rows: Sequence[str], credit: str = "",
     count, height, width, _ = pictures.shape
     columns = count // len(rows)
     cell_h, cell_w = height * scale + GAP_PX, width * scale + GAP_PX
-    font = ImageFont.load_default(size=max(11, min(16, cell_h // 3)))
+    text_px = max(11, min(16, cell_h // 3))
+    font = ImageFont.load_default(size=text_px)
     label_w = MARGIN_PX * 2 + int(max((font.getlength(name) for name in rows), default=0))
     total_w = label_w + columns * cell_w + MARGIN_PX
     credit_lines = _wrap(credit, font, total_w - 2 * MARGIN_PX)
-    line_h = font.size + 4
-    canvas_h = MARGIN_PX * 2 + len(rows) * cell_h + int(len(credit_lines) * line_h)
+    line_h = text_px + 4
+    canvas_h = MARGIN_PX * 2 + len(rows) * cell_h + len(credit_lines) * line_h
     canvas = Image.new("RGB", (total_w, canvas_h), "white")
     draw = ImageDraw.Draw(canvas)
     for r, name in enumerate(rows):
@@ -43,7 +44,7 @@ def grid(pictures: npt.NDArray[np.uint8], rows: Sequence[str], credit: str = "",
             picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (label_w + c * cell_w, top))
     for i, line in enumerate(credit_lines):
-        top = MARGIN_PX + len(rows) * cell_h + int(i * line_h)
+        top = MARGIN_PX + len(rows) * cell_h + i * line_h
         draw.text((MARGIN_PX, top), line, fill=(90, 90, 90), font=font)
     stream = io.BytesIO()
     canvas.save(stream, format="PNG")

@@ -6,24 +6,25 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffussm.config.schema import WandbMode
 from diffussm.naming import wandb_id
 
 _LOG = logging.getLogger(__name__)
 
+Mode = Literal["online", "offline", "disabled"]
 
-def wandb_mode(asked: WandbMode) -> str:
+
+def wandb_mode(asked: WandbMode) -> Mode:
     """`online`, `offline` or `disabled`: what was asked, or with `auto` what the user's environment says.
 
     The environment says online when WANDB_MODE is online, or when it is unset and WANDB_API_KEY is set.
     """
-    if asked is not WandbMode.auto:
-        return asked.value
-    said = os.environ.get("WANDB_MODE", "").lower()
-    if said in ("online", "offline", "disabled"):
-        return said
+    said = os.environ.get("WANDB_MODE", "").lower() if asked is WandbMode.auto else asked.value
+    match said:
+        case "online" | "offline" | "disabled":
+            return said
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
@@ -34,7 +35,7 @@ class WandbSink:
     are kept and sent then.
     """
 
-    def __init__(self, name: str, project: str, mode: str, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, name: str, project: str, mode: Mode, config: dict[str, Any], folder: Path) -> None:
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._run: Any = None
@@ -45,7 +46,7 @@ class WandbSink:
         if not self._closed:
             self._thread.start()
 
-    def _connect(self, name: str, project: str, mode: str, config: dict[str, Any], folder: Path) -> None:
+    def _connect(self, name: str, project: str, mode: Mode, config: dict[str, Any], folder: Path) -> None:
         try:
             import wandb
 

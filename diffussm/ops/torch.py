@@ -125,18 +125,37 @@ class _Modes:
 
     def chain(self, s0: Tensor, s1: Tensor, dskip: Tensor) -> SSMParams:
         """Gradients of the parameters, given d loss = 2 Re sum_n (S0 dw + w S1 dlam)."""
-        along_lam = self.b * self.c * self.z / self.a * s0 + self.w * s1
-        along_a = self.dt * along_lam - self.w / self.a * s0
+        bc = self.b * self.c
+        along_lam = bc * self.dt * _hold_slope(torch.complex(self.lam_re, self.lam_im), self.z) * s0 + self.w * s1
+        along_a = self.dt * along_lam
+        along_dt = self.w * s0  # w is proportional to dt at fixed lam
         along_b = self.c * self.hold * s0
         along_c = self.b * self.hold * s0
         return SSMParams(
-            log_dt=2 * (along_lam.real * self.lam_re - along_lam.imag * self.lam_im).sum(dim=1),
+            log_dt=2 * (along_dt.real + along_lam.real * self.lam_re - along_lam.imag * self.lam_im).sum(dim=1),
             log_a_real=2 * along_a.real * self.a.real,
             a_imag=-2 * along_a.imag,
             b=torch.stack((2 * along_b.real, -2 * along_b.imag), dim=2),
             c=torch.stack((2 * along_c.real, -2 * along_c.imag), dim=2),
             skip=dskip.to(self.params.skip.dtype, copy=True),
         )
+
+
+_SERIES_RADIUS = 0.25
+
+
+def _hold_slope(lam: Tensor, z: Tensor) -> Tensor:
+    """Derivative of (exp(lam) - 1)/lam, given z = exp(lam): ((lam - 1) z + 1)/lam^2.
+
+    Its numerator cancels down to lam^2 / 2, so a small lam takes the series sum_k (k+1)/(k+2)! lam^k.
+    """
+    terms = 8 if lam.dtype == torch.complex64 else 15
+    series = torch.zeros_like(lam)
+    for k in reversed(range(terms)):
+        series = series * lam + (k + 1) / math.factorial(k + 2)
+    small = lam.abs() < _SERIES_RADIUS
+    safe = torch.where(small, 1.0, lam)  # no 0/0 where the series is taken
+    return torch.where(small, series, ((safe - 1) * z + 1) / safe.square())
 
 
 @contextmanager

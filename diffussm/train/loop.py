@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
             break
         micros = [draw(micro, cfg, epoch, data.null_class).to(world.device) for micro in batch.split(micro_batch(cfg))]
         lr = learning_rate(cfg.train, at.images)
-        result = engine.step([lambda net, i=inputs: loss(net, process, i) for inputs in micros], lr)
+        result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
         if not result.skipped:
             ema.update()
         guard.observe(result.skipped, at.images)

@@ -19,7 +19,18 @@ def config(tmp_path: Path) -> str:
 
 
 def test_the_line_that_launch_renders_is_understood() -> None:
-    line = ["--only", "sample", "--classes", "Flags,Symbols", "--grid", "g.png", "--checkpoint", "64", "c.yaml", "seed=1"]
+    line = [
+        "--only",
+        "sample",
+        "--classes",
+        "Flags,Symbols",
+        "--grid",
+        "g.png",
+        "--checkpoint",
+        "64",
+        "c.yaml",
+        "seed=1",
+    ]
     asked = parse(line)
     assert (asked.only, asked.classes, asked.grid, asked.checkpoint) == ("sample", "Flags,Symbols", "g.png", 64)
     assert (asked.config, asked.overrides) == ("c.yaml", ["seed=1"])

@@ -9,7 +9,7 @@ import pytest
 
 from diffussm.config import Config
 from diffussm.errors import ConfigError
-from diffussm.model.counts import count
+from diffussm.model.counts import count, memory
 from diffussm.model.presets import LatentShape
 from launch import plan
 
@@ -59,6 +59,21 @@ def test_classes_that_are_not_counted_yet_are_said_to_be(cfg: Config) -> None:
     one = count(cfg.model, known.shape).parameters
     more = count(cfg.model, LatentShape(4, 8, 8, classes=2)).parameters - one
     assert rows(cfg)["parameters"].strip() == f"{one:,} with one class; each further class adds {more:,}"
+
+
+def test_memory_is_that_of_one_worker(cfg: Config) -> None:
+    cfg.model.preset, cfg.train.zero_stage = "XL", 0
+    known = plan.latent(cfg)
+    assert known is not None
+    state_gib = float(rows(cfg)["memory"].split()[0])
+    kept = memory(count(cfg.model, known.shape).parameters, 0, 2)
+    assert state_gib == pytest.approx((kept.weights + kept.gradients + kept.optimizer + kept.ema) / 2**30, abs=0.01)
+    activations = [float(rows(cfg)["memory"].split("about")[1].split()[0])]
+    cfg.train.micro_batch = 50
+    activations.append(float(rows(cfg)["memory"].split("about")[1].split()[0]))
+    assert activations[1] == pytest.approx(2 * activations[0], rel=0.05)
+    cfg.train.zero_stage = 3
+    assert float(rows(cfg)["memory"].split()[0]) < state_gib
 
 
 def test_the_latent_follows_from_a_folder(cfg: Config, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -46,7 +47,7 @@ def test_text_that_is_not_json_is_refused() -> None:
 
 def cut(total: int, cuts: list[int]) -> list[tuple[int, int]]:
     edges = sorted({0, total, *(c % (total + 1) for c in cuts)})
-    return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
 @given(st.integers(1, 60), st.lists(st.integers(0, 60), max_size=6), st.lists(st.integers(0, 60), max_size=6))

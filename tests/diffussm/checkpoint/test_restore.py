@@ -32,7 +32,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
         (root / f"{2:012d}" / MANIFEST).write_bytes(b"{")
     dist.barrier()
     said: list[str] = []
-    folder, manifest = restore.newest(store, said.append)
+    _folder, manifest = restore.newest(store, said.append)
     assert manifest.counters.step == 1
     if dist.get_rank() == 0:
         assert len(said) == 3

@@ -12,7 +12,6 @@ from diffussm.observe.events import Journal, read_journal
 from tests.s3 import S3Server
 
 
-
 def test_lines_are_appended_over_starts(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     for attempt in (1, 2):

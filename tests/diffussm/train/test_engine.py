@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-
-import pytest
 
 from diffussm.config.schema import Precision, TrainConfig
 from diffussm.train.engine import Engine
