@@ -30,32 +30,23 @@ _SEGMENT_MIN = 256
 _SHARE = 16  # states of one program of the gradient
 _KIND = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# Chunk, channels of a program and warps to choose from, without and with float32 operands. The first is taken
+
+def _config(channels: int, chunk: int, stages: int) -> triton.Config:
+    """As many warps as channels: a batched product gives each warp whole matrices, and more warps would repeat them."""
+    return triton.Config({"DB": channels, "C": chunk}, num_warps=channels, num_stages=stages)
+
+
+# Channels of a program and chunk to choose from, without and with float32 operands. The first is taken
 # unmeasured in the interpreter or with DIFFUSSM_TRITON_AUTOTUNE=0. All stay within 99 KB of shared memory; a test holds
 # registers and spills against a budget.
 CONFIGS: dict[str, dict[bool, list[triton.Config]]] = {
     "scan": {
-        False: [
-            triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=2),
-            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=2),
-            triton.Config({"DB": 4, "C": 32}, num_warps=4, num_stages=2),
-            triton.Config({"DB": 2, "C": 64}, num_warps=8, num_stages=2),
-        ],
-        True: [
-            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=2),
-            triton.Config({"DB": 4, "C": 16}, num_warps=8, num_stages=2),
-        ],
+        False: [_config(8, 16, 2), _config(4, 16, 2), _config(4, 32, 2), _config(2, 64, 2)],
+        True: [_config(4, 16, 2), _config(2, 16, 2)],
     },
     "gradient": {
-        False: [
-            triton.Config({"DB": 8, "C": 16}, num_warps=8, num_stages=1),
-            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
-            triton.Config({"DB": 4, "C": 32}, num_warps=8, num_stages=1),
-        ],
-        True: [
-            triton.Config({"DB": 4, "C": 16}, num_warps=8, num_stages=1),
-            triton.Config({"DB": 4, "C": 16}, num_warps=4, num_stages=1),
-        ],
+        False: [_config(8, 16, 1), _config(4, 16, 1), _config(4, 32, 1)],
+        True: [_config(4, 16, 1), _config(2, 16, 1)],
     },
 }
 
@@ -121,9 +112,9 @@ def generate(params: SSMParams, length: int) -> Tensor:
     """Kernels (D, length) float32, the skip included at lag 0."""
     table, skips = _table(params, params)
     k = table.new_empty(params.channels, length, dtype=torch.float32)
-    grid = (triton.cdiv(params.channels, 4), triton.cdiv(length, TILE))
+    grid = (params.channels, triton.cdiv(length, TILE))
     with torch.cuda.device_of(k):
-        generate_kernel[grid](k, table, skips, length, params.channels, 0, DB=4, H=table.shape[3], num_warps=4)
+        generate_kernel[grid](k, table, skips, length, params.channels, 0, H=table.shape[3], num_warps=4)
     return k.to(params.c.dtype)
 
 
@@ -135,8 +126,8 @@ def generate_gradient(dk: Tensor, params: SSMParams) -> SSMParams:
     local = table.new_zeros(2, 1, channels, 1, dtype=torch.float32)
     dk = dk.to(torch.float32).contiguous()
     with torch.cuda.device_of(dk):
-        generate_gradient_kernel[(triton.cdiv(channels, 4),)](
-            dk, table, sums, local, dk.shape[1], channels, 0, DB=4, H=table.shape[3], num_warps=4
+        generate_gradient_kernel[(channels,)](
+            dk, table, sums, local, dk.shape[1], channels, 0, H=table.shape[3], num_warps=4
         )
     return _parameter_gradient(params, params, table, sums, local)[0]
 

@@ -64,8 +64,8 @@ def variants() -> dict[str, tuple[Any, dict[str, Any], int, int, str]]:
                 found[label] = (kernel, constants, config.num_warps, config.num_stages, dtype)
     small = {"DB": 4, "H": STATES}
     found["table"] = (table_kernel, small, 4, 3, "fp32")
-    found["generate"] = (generate_kernel, small, 4, 3, "fp32")
-    found["generate-gradient"] = (generate_gradient_kernel, small, 4, 3, "fp32")
+    found["generate"] = (generate_kernel, {"H": STATES}, 4, 3, "fp32")
+    found["generate-gradient"] = (generate_gradient_kernel, {"H": STATES}, 4, 3, "fp32")
     constants = {"LOCAL": CHUNK_MAX, "DB": 1, "H": STATES}
     found["parameter-gradient"] = (parameter_gradient_kernel, constants, 4, 3, "fp32")
     return found
