@@ -45,7 +45,7 @@ def new_network(start: Path | None = None) -> Any:
     """An AutoencoderKL of the shipped shape: untrained, or with the weights in the folder `start`."""
     from diffusers import AutoencoderKL
 
-    network = AutoencoderKL(
+    network: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 48),
