@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -125,7 +124,7 @@ class Stages:
             n=cfg.evaluate.images,
             count=passport.number,
             data=passport.index_digest,
-            sampler=dataclasses.asdict(cfg.sample),
+            sampler=yaml.safe_load(dump(cfg))["sample"],
             progress=count,
         )
         self.narrator.end()

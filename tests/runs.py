@@ -29,7 +29,7 @@ def tiny_run(folder: Path, *, workers: int = 1, images: int = 20 * BATCH, **trai
     if not pictures.exists():
         sets.picture_folder(pictures, {"cat": 20, "dog": 20})
         sets.tiny_autoencoder(autoencoder)
-    cfg = sets.config(str(folder / "latents"), pictures, autoencoder)
+    cfg = sets.config(str(folder / "latents"), pictures, autoencoder, shard_bytes=1 << 16)
     cfg.name, cfg.storage, cfg.seed = "tiny", str(folder / "runs"), 7
     cfg.model = ModelConfig(preset="tiny", width=16, depth=2, state=8, backend="torch")
     settings: dict[str, Any] = {"lr": 1e-3, "zero_stage": 1, "precision": Precision.fp32, "ema": 0.99}

@@ -165,6 +165,7 @@ def write(network: nn.Module, folder: Path) -> None:
     try:
         network.save_pretrained(scratch, safe_serialization=True)  # type: ignore[operator]
         for name in (WEIGHTS_FILE, CONFIG_FILE):
+            (scratch / name).chmod(0o644)
             (scratch / name).replace(folder / name)
     finally:
         shutil.rmtree(scratch)

@@ -3,6 +3,8 @@
 A KL-VAE of diffusers' class, downsampling 4, 4 latent channels, 0.4M parameters. It learns on all Twemoji pictures,
 half of them disturbed (zoomed, grey, inverted, colours swapped) so that the decoder serves other small pictures too.
 One picture in twenty is held out, all skin tones of an emoji together. About 25 minutes of one CPU core.
+The weights in the package saw 53,000 images: two runs cut short at high rates (30,000 and 3,300), then `--start` with
+20,000 more from 1.5e-3 down to zero. Held-out pictures come back at 24.8 dB, Fashion-MNIST, never seen, at 23.3 dB.
 """
 
 from __future__ import annotations
@@ -39,15 +41,11 @@ SAVE_INTERVAL_S = 120.0
 _TONES = tuple(int(tone, 16) for tone in twemoji.TONES if tone)
 
 
-def new_network(start: Path | None = None) -> nn.Module:
+def new_network(start: Path | None = None) -> Any:
     """An AutoencoderKL of the shipped shape: untrained, or with the weights in the folder `start`."""
     from diffusers import AutoencoderKL
 
-    if start is not None:
-        trained: nn.Module = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
-        return trained
-
-    network: nn.Module = AutoencoderKL(
+    network: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 48),
@@ -59,6 +57,9 @@ def new_network(start: Path | None = None) -> nn.Module:
         force_upcast=False,
         scaling_factor=1.0,
     )
+    if start is not None:
+        # Only the weights: the config of a loaded network would name the folder it came from.
+        network.load_state_dict(AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32).state_dict())
     return network
 
 

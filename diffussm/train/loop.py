@@ -50,9 +50,9 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
 
-    for epoch, batch in data.batches(Cursor(at.epoch, at.images_in_epoch)):
-        if at.images >= cfg.train.images:
-            break
+    batches = data.batches(Cursor(at.epoch, at.images_in_epoch))
+    while at.images < cfg.train.images:
+        epoch, batch = next(batches)
         micros = [draw(micro, cfg, epoch, data.null_class).to(world.device) for micro in batch.split(micro_batch(cfg))]
         lr = learning_rate(cfg.train, at.images)
         result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
@@ -64,5 +64,6 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
         saver.step(at)
 
     logger.event("trained", images=at.images)
-    logger.close()
+    batches.close()
     data.close()
+    logger.close()

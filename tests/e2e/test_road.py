@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def diffussm(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "launch.cli", *arguments]
+    command = [str(Path(sys.executable).with_name("diffussm")), *arguments]
     with log.open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
