@@ -23,7 +23,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 BLOCK_B = 16
 """Sequences of one program: the least that a matrix product of the tensor cores takes."""
 
-CHUNK_MAX = 64
+CHUNK_MAX = 32
 """Longest chunk that autotuning may choose; segments are multiples of it."""
 
 _SEGMENT_MIN = 256
@@ -41,7 +41,7 @@ def _config(channels: int, chunk: int, stages: int) -> triton.Config:
 # registers and spills against a budget.
 CONFIGS: dict[str, dict[bool, list[triton.Config]]] = {
     "scan": {
-        False: [_config(8, 16, 2), _config(4, 16, 2), _config(4, 32, 2), _config(2, 64, 2)],
+        False: [_config(8, 16, 2), _config(4, 16, 2), _config(4, 32, 2)],
         True: [_config(4, 16, 2), _config(2, 16, 2)],
     },
     "gradient": {

@@ -164,3 +164,39 @@ def test_speed_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
             )
     with capsys.disabled():
         print("\n" + "\n".join(lines))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_network_gives_the_same_numbers_with_every_backend(checkpointing: bool) -> None:
+    """Forward, all gradients, and sampling with kernels kept, under bfloat16 autocast and in float32."""
+    from diffussm.config.schema import ModelConfig
+    from diffussm.model import LatentShape, build_model
+
+    latent = LatentShape(channels=4, height=16, width=16, classes=5)
+    x = torch.randn(3, 4, 16, 16, device=GPU)
+    t, y = torch.tensor([1, 500, 999], device=GPU), torch.tensor([0, 5, 2], device=GPU)
+    torch.manual_seed(0)
+    models = {
+        name: build_model(ModelConfig(preset="tiny", backend=name), latent, activation_checkpointing=checkpointing).to(
+            GPU
+        )
+        for name in ("torch", "triton")
+    }
+    with torch.no_grad():  # a fresh network answers zero whatever the operator does
+        for p in models["torch"].parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    models["triton"].load_state_dict(models["torch"].state_dict())
+    for half in (False, True):
+        results = {}
+        for name, model in models.items():
+            model.train().zero_grad()
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                out = model(x, t, y)
+            out.square().mean().backward()
+            grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
+                sampled = model.eval()(x, t, y)
+            results[name] = [out.detach(), sampled, *grads]
+        limit = 5e-2 if half else 1e-3
+        for found, expected in zip(results["triton"], results["torch"], strict=True):
+            assert relative_error(found, expected) < limit

@@ -13,8 +13,8 @@ BUDGET: dict[str, dict[str, dict[str, int]]] = json.loads(resources.BUDGET.read_
 MONARCH = {"monarch-bf16-1024": (1, True), "monarch-bf16-4096": (4, True), "monarch-fp16-1024": (1, False)}
 MONARCH["monarch-fp16-4096"] = (4, False)
 
-# What training in bfloat16 runs, for one card; the rest takes minutes to compile.
-QUICK = ["scan-bf16-8x16-8w", "gradient-bf16-8x16-8w"]
+# One kernel for one card; the rest takes minutes to compile.
+QUICK = ["scan-bf16-4x16-4w"]
 
 
 def hold(found: dict[str, int], allowed: dict[str, int]) -> None:
@@ -46,7 +46,7 @@ def test_triton_kernels_keep_their_budget_everywhere(name: str, architecture: in
     hold(resources.measure_triton(name, architecture), BUDGET[name][f"sm_{architecture}"])
 
 
-@pytest.mark.parametrize("name", ["monarch-bf16-1024", "monarch-bf16-4096"])
+@pytest.mark.parametrize("name", ["monarch-bf16-4096"])
 def test_the_cuda_kernel_keeps_its_budget(name: str) -> None:
     hold(resources.measure_monarch(*MONARCH[name], 90), BUDGET[name]["sm_90"])
 

@@ -64,12 +64,19 @@ def test_segments_change_nothing(length: int, pieces: int) -> None:
 
 
 def test_transposed_layout() -> None:
-    """u and dy may lie as (B, D, L) in memory."""
+    """u may lie as (B, D, L) in memory."""
+    u, forward, backward = example(2, 17, 3, 4, CPU, torch.float32, shared=False)
+    across = u.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not across.is_contiguous()
+    assert torch.equal(launch.forward(across, forward, backward), launch.forward(u, forward, backward))
+
+
+@pytest.mark.long
+def test_transposed_layout_in_the_gradient() -> None:
+    """dy may lie as (B, 2D, L) in memory as well."""
     u, forward, backward = example(2, 17, 3, 4, CPU, torch.float32, shared=False)
     dy = torch.randn(2, 17, 6, generator=torch.Generator().manual_seed(0))
     across = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (u, dy)]
-    assert not across[0].is_contiguous()
-    assert torch.equal(launch.forward(across[0], forward, backward), launch.forward(u, forward, backward))
     found = launch.backward(across[1], across[0], forward, backward)
     expected = launch.backward(dy, u, forward, backward)
     assert torch.equal(found[0], expected[0])
@@ -81,7 +88,7 @@ def test_empty_batch() -> None:
     assert bidirectional_ssm(torch.empty(0, 5, 3), forward, backward, backend="triton").shape == (0, 5, 6)
 
 
-@pytest.mark.parametrize("length", [1, 70, pytest.param(2100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("length", [70, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2100))])
 def test_kernel_and_its_gradient(length: int) -> None:
     _, params, _ = example(1, length, 5, 32, CPU, torch.float32, shared=True)
     on_output, on_gradient = tolerance(torch.float32)
