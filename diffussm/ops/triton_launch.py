@@ -45,7 +45,7 @@ CONFIGS: dict[str, dict[bool, list[triton.Config]]] = {
         True: [_config(4, 16, 2), _config(2, 16, 2)],
     },
     "gradient": {
-        False: [_config(8, 16, 1), _config(4, 16, 1), _config(2, 16, 1)],
+        False: [_config(8, 16, 1), _config(2, 16, 1)],
         True: [_config(4, 16, 1), _config(2, 16, 1)],
     },
 }
