@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-fno-math-errno")
 CACHE_VARIABLE = "DIFFUSSM_CACHE"
 _TIMEOUT_S = 600
 
@@ -103,7 +104,12 @@ def _build(compiler: str, folder: Path, key: str) -> Path:
     """Compile under a temporary name, then rename: nobody ever sees half a library."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{key}-") as scratch:
         made = Path(scratch) / "library"
-        _run([compiler, *FLAGS, "-o", str(made), *(str(p) for p in sorted(SOURCES.glob("*.cpp")))])
+        sources = sorted(SOURCES.glob("*.cpp"))
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in sources]
+        with ThreadPoolExecutor() as pool:  # compilers are processes: threads only wait for them
+            commands = ([compiler, *FLAGS, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True))
+            list(pool.map(_run, commands))
+        _run([compiler, *FLAGS, "-shared", "-o", str(made), *objects])
         final = folder / _library_name(key, made.read_bytes())
         made.replace(final)
     return final
@@ -115,7 +121,7 @@ def _library_name(key: str, content: bytes) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One builder at a time. Where file locks are missing each process builds for itself, which is safe, only slower."""
+    """One builder at a time. Without file locks each process builds for itself: safe, only slower."""
     try:
         import fcntl
     except ImportError:

@@ -1,9 +1,9 @@
 """The operator in C++ for CPUs: LANES channels in a SIMD register, one fused transform of length L for each sequence.
 
-The sources in `csrc` are compiled on first use (`build.py`). The right-angle transform (csrc/fft.h) needs no padding to
-2L; stages are fused with reading, multiplying and writing, so u and y are touched once each. bf16 is read and written as
-it is, fp16 is converted around the call; all arithmetic is fp32, and float64 where it sets the precision of the kernels.
-Uses `torch.get_num_threads()` threads; results do not depend on their number.
+The sources in `csrc` are compiled on first use (`build.py`). The right-angle transform (csrc/fft.h) needs no padding
+to 2L; its stages are fused with reading, multiplying and writing, so u and y are touched once each. bf16 is read and
+written as it is, fp16 is converted around the call; all arithmetic is fp32, and float64 where it sets the precision of
+the kernels. Uses `torch.get_num_threads()` threads; results do not depend on their number.
 """
 
 from __future__ import annotations

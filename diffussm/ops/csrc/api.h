@@ -1,5 +1,6 @@
-// The plain C interface that Python calls: one struct of arguments for each function. Counts and strides are in elements,
-// rows of u and dy have a stride of 1 between channels, all else is contiguous. Python's mirror is diffussm/ops/cpu.py.
+// The plain C interface that Python calls: one struct of arguments for each function. Counts and strides are in
+// elements, rows of u and dy have a stride of 1 between channels, all else is contiguous. Python's mirror is
+// diffussm/ops/cpu.py.
 #pragma once
 
 namespace diffussm {
@@ -40,8 +41,10 @@ struct KernelArgs {
 
 }  // namespace diffussm
 
+#pragma GCC visibility push(default)
 extern "C" {
 int diffussm_lanes();
 void diffussm_conv(const diffussm::ConvArgs* args, int gradients);
 void diffussm_kernel(const diffussm::KernelArgs* args, int gradients);
 }
+#pragma GCC visibility pop

@@ -1,5 +1,5 @@
-// What happens to LEAF points in the transform domain: the innermost stages of the transforms around a product, fused with
-// it. Arguments are registers of the first point; K, the kernels' spectra, are divided by N.
+// What happens to LEAF points in the transform domain: the innermost stages of the transforms around a product, fused
+// with it. Arguments are registers of the first point; K, the kernels' spectra, are divided by N.
 #pragma once
 
 #include "fft.h"
@@ -8,7 +8,10 @@ namespace diffussm {
 
 template <int LEAF>
 inline void read_points(const vf* x, cf* a) {
-  for (int k = 0; k < LEAF; ++k) a[k] = get(x, k);
+  for (int k = 0; k < LEAF; ++k) {
+    a[k] = get(x, k);
+    if (LEAF == 4) pin(a[k]);
+  }
 }
 
 template <int LEAF>

@@ -1,5 +1,5 @@
-// exp, sin and cos of HALF doubles at once, good to a few units of the last place for |x| < 1e6: Cody-Waite reduction and
-// Taylor polynomials, which are long enough on the reduced interval.
+// exp, sin and cos of HALF doubles at once, good to a few units of the last place for |x| < 1e6: Cody-Waite reduction
+// and Taylor polynomials, which are long enough on the reduced interval.
 #pragma once
 
 #include "vec.h"
@@ -37,9 +37,9 @@ inline vd exp(vd x) {
   const vd k = shifted - ROUND;
   const vd r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
   vd p = vd{} + 1.0 / 6227020800.0;
-  constexpr double inverse_factorials[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
-                                           1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
-                                           0.5,               1.0,              1.0};
+  constexpr double inverse_factorials[] = {
+      1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0,
+      1.0 / 120.0,       1.0 / 24.0,       1.0 / 6.0,       0.5,            1.0,           1.0};
   for (const double f : inverse_factorials) p = p * r + f;
   return p * number((bits(shifted) - bits(vd{} + ROUND) + 1023) << 52);
 }

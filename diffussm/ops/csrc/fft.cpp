@@ -19,7 +19,7 @@ std::unique_ptr<const Plan> make_plan(long points) {
   const double pi = 3.14159265358979323846;
   auto plan = std::make_unique<Plan>();
   plan->points = points;
-  const int log2 = __builtin_ctzl(static_cast<unsigned long>(points));
+  const int log2 = log2_of(points);
   plan->leaf = log2 % 2 == 0 ? 4 : 8;
   for (long j = 0; j < points / 4; ++j) {
     for (int p = 0; p < 4; ++p) {
@@ -30,7 +30,7 @@ std::unique_ptr<const Plan> make_plan(long points) {
   }
   plan->stage.resize(static_cast<size_t>(log2) + 1);
   for (long n = points / 4; n > plan->leaf; n /= 4) {
-    auto& stage = plan->stage[static_cast<size_t>(__builtin_ctzl(static_cast<unsigned long>(n)))];
+    auto& stage = plan->stage[static_cast<size_t>(log2_of(n))];
     for (long j = 0; j < n / 4; ++j) {
       for (int p = 1; p < 4; ++p) {
         const double angle = -2 * pi * static_cast<double>(j * p) / static_cast<double>(n);

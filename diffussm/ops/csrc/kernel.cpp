@@ -1,8 +1,8 @@
 // Convolution kernels from the parameters of diagonal state-space models, and their gradients.
 //
-// With l = L0 l1 + l0 the kernel is K[l1, l0] = sum_n Re(2 w_n z_n^(L0 l1) z_n^l0), w = C B (z - 1)/A: a real matrix product
-// over (Re, Im) x n. Each lane is another channel, so the matrices hold registers. Powers are built in double by repeated
-// multiplication and rounded once, the products are taken in fp32.
+// With l = L0 l1 + l0 the kernel is K[l1, l0] = sum_n Re(2 w_n z_n^(L0 l1) z_n^l0), w = C B (z - 1)/A: a real matrix
+// product over (Re, Im) x n. Each lane is another channel, so the matrices hold registers. Powers are built in double by
+// repeated multiplication and rounded once, the products are taken in fp32.
 #include <cmath>
 #include <vector>
 
@@ -41,7 +41,8 @@ struct Modes {
         vd log_a{}, step{};
         one = One{};
         for (int v = 0; v < HALF; ++v) {
-          const long d = tile * LANES + std::min<long>(h * HALF + v, lanes - 1), s = d * states + n;  // spare lanes repeat
+          const long d = tile * LANES + std::min<long>(h * HALF + v, lanes - 1);  // spare lanes repeat the last
+          const long s = d * states + n;
           log_a[v] = static_cast<double>(p.log_a_real[s]);
           step[v] = static_cast<double>(p.log_dt[d]);
           one.a.i[v] = static_cast<double>(p.a_imag[s]);
@@ -66,23 +67,28 @@ struct Modes {
   std::vector<One> memory;
 };
 
-inline vf_half narrow(vd x) { return __builtin_convertvector(x, vf_half); }
+// Half a register of floats, as doubles.
+inline void put_half(vf* to, int h, vd x) {
+  reinterpret_cast<vf_half*>(to)[h] = __builtin_convertvector(x, vf_half);
+}
+inline vd get_half(const vf* from, int h) {
+  return __builtin_convertvector(reinterpret_cast<const vf_half*>(from)[h], vd);
+}
 
-// Both halves of a register.
-inline void put_half(vf* to, int h, vd x) { reinterpret_cast<vf_half*>(to)[h] = narrow(x); }
-inline vd get_half(const vf* from, int h) { return __builtin_convertvector(reinterpret_cast<const vf_half*>(from)[h], vd); }
-
-// write(i, h, first z^i) for i < count. Powers under 1e-19 become 0, which no fp32 sum can tell, so that no product is
-// subnormal: those are slow on many processors.
+// write(i, h, z[h]^i) for i < count and both halves h, which go side by side to hide each other's latency. Powers under
+// 1e-19 become 0, which no fp32 sum can tell, so that no product is subnormal: those are slow on many processors.
 template <class Write>
-inline void powers(cd z, long count, Write write) {
-  cd x{vd{} + 1.0, vd{}};
+inline void powers(const cd (&z)[2], long count, Write write) {
+  cd x[2];
+  for (cd& one : x) one = {vd{} + 1.0, vd{}};
   for (long i = 0; i < count; ++i) {
-    write(i, x);
-    x = x * z;
-    const vl gone = x.r * x.r + x.i * x.i < vd{} + 1e-38;
-    x.r = gone ? vd{} : x.r;
-    x.i = gone ? vd{} : x.i;
+    for (int h = 0; h < 2; ++h) {
+      write(i, h, x[h]);
+      x[h] = x[h] * z[h];
+      const vl gone = x[h].r * x[h].r + x[h].i * x[h].i < vd{} + 1e-38;
+      x[h].r = gone ? vd{} : x[h].r;
+      x[h].i = gone ? vd{} : x[h].i;
+    }
   }
 }
 
@@ -116,19 +122,17 @@ void tile_kernel(const KernelArgs& p, long tile, Modes& modes) {
   vf* k = p.tiled ? reinterpret_cast<vf*>(p.k + tile * p.length * LANES) : rows;
   modes.read(p, tile, lanes);
   for (long n = 0; n < p.states; ++n) {
-    for (int h = 0; h < 2; ++h) {
-      const auto& m = modes.at(n, h);
-      powers(m.z, size.fine, [&](long i, cd x) {
-        put_half(fine + i * pitch + n, h, x.r);
-        put_half(fine + i * pitch + p.states + n, h, -x.i);
-      });
-      const cd w = m.b * m.c * m.hold * (vd{} + 2.0);
-      powers(power(m.z, size.fine), size.coarse, [&](long i, cd x) {
-        const cd y = w * x;
-        put_half(coarse + i * pitch + n, h, y.r);
-        put_half(coarse + i * pitch + p.states + n, h, y.i);
-      });
-    }
+    const auto &m0 = modes.at(n, 0), &m1 = modes.at(n, 1);
+    powers({m0.z, m1.z}, size.fine, [&](long i, int h, cd x) {
+      put_half(fine + i * pitch + n, h, x.r);
+      put_half(fine + i * pitch + p.states + n, h, -x.i);
+    });
+    const cd w[2] = {m0.b * m0.c * m0.hold * (vd{} + 2.0), m1.b * m1.c * m1.hold * (vd{} + 2.0)};
+    powers({power(m0.z, size.fine), power(m1.z, size.fine)}, size.coarse, [&](long i, int h, cd x) {
+      const cd y = w[h] * x;
+      put_half(coarse + i * pitch + n, h, y.r);
+      put_half(coarse + i * pitch + p.states + n, h, y.i);
+    });
   }
   for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI) {
     for (long l0 = 0; l0 < size.fine; l0 += NJ) {
@@ -149,7 +153,8 @@ void tile_kernel(const KernelArgs& p, long tile, Modes& modes) {
 }
 
 // Sums over l0 of one group of MI / 2 rows of dk and of the same rows weighted by l0, times z^l0.
-inline void sum_block(const vf* dk, const vf* weighted, const vf* z, long fine, cf (&plain)[MI / 2], cf (&ramp)[MI / 2]) {
+inline void sum_block(const vf* dk, const vf* weighted, const vf* z, long fine, cf (&plain)[MI / 2],
+                      cf (&ramp)[MI / 2]) {
   for (int i = 0; i < MI / 2; ++i) plain[i] = ramp[i] = {zero(), zero()};
   for (long l = 0; l < fine; ++l) {
     const cf x = get(z, l);
@@ -208,16 +213,15 @@ void tile_gradients(const KernelArgs& p, long tile, Modes& modes) {
   modes.read(p, tile, lanes);
   for (long n = 0; n < p.states; ++n) {
     vf *z = fine + 2 * n * size.fine, *y = coarse + 2 * n * size.coarse;
-    for (int h = 0; h < 2; ++h) {
-      powers(modes.at(n, h).z, size.fine, [&](long i, cd x) {
-        put_half(z + 2 * i, h, x.r);
-        put_half(z + 2 * i + 1, h, x.i);
-      });
-      powers(power(modes.at(n, h).z, size.fine), size.coarse, [&](long i, cd x) {
-        put_half(y + 2 * i, h, x.r);
-        put_half(y + 2 * i + 1, h, x.i);
-      });
-    }
+    const cd step[2] = {modes.at(n, 0).z, modes.at(n, 1).z};
+    powers(step, size.fine, [&](long i, int h, cd x) {
+      put_half(z + 2 * i, h, x.r);
+      put_half(z + 2 * i + 1, h, x.i);
+    });
+    powers({power(step[0], size.fine), power(step[1], size.fine)}, size.coarse, [&](long i, int h, cd x) {
+      put_half(y + 2 * i, h, x.r);
+      put_half(y + 2 * i + 1, h, x.i);
+    });
   }
   for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI / 2) {
     for (long n = 0; n < p.states; ++n) {

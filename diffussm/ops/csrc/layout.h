@@ -14,7 +14,9 @@
 namespace diffussm {
 
 inline long tiles_of(long channels) { return (channels + LANES - 1) / LANES; }
-inline int lanes_of(long channels, long tile) { return static_cast<int>(std::min<long>(LANES, channels - tile * LANES)); }
+inline int lanes_of(long channels, long tile) {
+  return static_cast<int>(std::min<long>(LANES, channels - tile * LANES));
+}
 
 // Asks for huge pages under a large output that nobody has touched yet: page faults of 4 KiB cost as much time as the
 // arithmetic. Advice only; the kernel may ignore it.
@@ -27,8 +29,8 @@ inline void advise_huge([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes)
 #endif
 }
 
-// Scratch of one thread, kept between calls; it only grows. Nothing may be thrown through an OpenMP region, so running out
-// of memory ends the process.
+// Scratch of one thread, kept between calls; it only grows. Nothing may be thrown through an OpenMP region, so running
+// out of memory ends the process.
 class Scratch {
  public:
   ~Scratch() { std::free(base_); }
@@ -115,20 +117,31 @@ inline void lanes_to_rows(const vf* in, long length, int lanes, float* k) {
   }
 }
 
-// Rows of a (B, L, channels) tensor at one tile: `stride` is the distance between rows in elements.
-template <class T>
+// Rows of a (B, L, channels) tensor at one tile, or at a group of whole tiles: `stride` is the distance between rows in
+// elements. Rows lie in pages of their own, where no hardware prefetcher follows: hence ahead().
+template <class T, bool WHOLE>
 struct Rows {
   T* base;
   long stride;
   int lanes;
-  template <bool WHOLE>
   vf read(long l, int w) const {
     return WHOLE ? load(base + l * stride + w * LANES) : load_part(base + l * stride, lanes);
   }
-  template <bool WHOLE>
   void write(long l, int w, vf x) const {
     WHOLE ? store(base + l * stride + w * LANES, x) : store_part(base + l * stride, x, lanes);
   }
+  void ahead(long l) const { __builtin_prefetch(base + l * stride, 0); }
+  void ahead_write(long l) const { __builtin_prefetch(base + l * stride, 1); }
+};
+
+// One kernel in lanes, (L, LANES), each row times `scale`.
+struct KernelRows {
+  float* base;
+  float scale;
+  vf read(long l, int) const { return load(base + l * LANES) * scale; }
+  void write(long l, int, vf x) const { store(base + l * LANES, x * scale); }
+  void ahead(long) const {}
+  void ahead_write(long) const {}
 };
 
 }  // namespace diffussm

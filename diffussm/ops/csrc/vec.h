@@ -79,6 +79,14 @@ inline cf times(cf a, float r, float i) { return {a.r * r - a.i * i, a.i * r + a
 inline cf times_conj(cf a, float r, float i) { return {a.r * r + a.i * i, a.i * r - a.r * i}; }
 inline cf times_i(cf a) { return {-a.i, a.r}; }
 
+// Makes a value live in a register here: otherwise the compiler may read it again from memory for each use, and the
+// load ports are what limits a transform.
+inline void pin([[maybe_unused]] cf& a) {
+#if defined(__x86_64__)
+  asm("" : "+x"(a.r), "+x"(a.i));
+#endif
+}
+
 // Complex arrays keep (real, imaginary) registers side by side: one point is one or two cache lines.
 inline cf get(const vf* x, long n) { return {x[2 * n], x[2 * n + 1]}; }
 inline void put(vf* x, long n, cf a) {
