@@ -1,8 +1,8 @@
 // Convolution kernels from the parameters of diagonal state-space models, and their gradients.
 //
 // With l = L0 l1 + l0 the kernel is K[l1, l0] = sum_n Re(2 w_n z_n^(L0 l1) z_n^l0), w = C B (z - 1)/A: a real matrix
-// product over (Re, Im) x n. Each lane is another channel, so the matrices hold registers. Powers are built in double by
-// repeated multiplication and rounded once, the products are taken in fp32.
+// product over (Re, Im) x n. Each lane is another channel, so the matrices hold registers. Powers are built in double
+// by repeated multiplication and rounded once, the products are taken in fp32.
 #include <cmath>
 #include <vector>
 
