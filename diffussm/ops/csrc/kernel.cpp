@@ -16,6 +16,8 @@ namespace {
 constexpr int MI = 4;                      // rows of the register block of the matrix product
 constexpr int NJ = LANES == 16 ? 4 : 2;    // columns: MI * NJ sums must fit the register file
 
+constexpr long L1_REGISTERS = 16384 / sizeof(vf);  // half of a small L1 cache
+
 struct Split {
   long fine, coarse;  // L0, a multiple of NJ; L1, a multiple of MI
 };
@@ -134,14 +136,18 @@ void tile_kernel(const KernelArgs& p, long tile, Modes& modes) {
       put_half(coarse + i * pitch + p.states + n, h, y.i);
     });
   }
-  for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI) {
-    for (long l0 = 0; l0 < size.fine; l0 += NJ) {
-      vf sum[MI][NJ];
-      dot_block(coarse + l1 * pitch, fine + l0 * pitch, pitch, count, sum);
-      for (int i = 0; i < MI; ++i) {
-        for (int j = 0; j < NJ; ++j) {
-          const long l = (l1 + i) * size.fine + l0 + j;
-          if (l < p.length) store(reinterpret_cast<float*>(k + l), sum[i][j]);
+  // A few columns at a time: they stay in L1 while the rows pass by.
+  const long at_once = std::max<long>(1, L1_REGISTERS / (pitch * NJ)) * NJ;
+  for (long from = 0; from < size.fine; from += at_once) {
+    for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI) {
+      for (long l0 = from; l0 < std::min(from + at_once, size.fine); l0 += NJ) {
+        vf sum[MI][NJ];
+        dot_block(coarse + l1 * pitch, fine + l0 * pitch, pitch, count, sum);
+        for (int i = 0; i < MI; ++i) {
+          for (int j = 0; j < NJ; ++j) {
+            const long l = (l1 + i) * size.fine + l0 + j;
+            if (l < p.length) store(reinterpret_cast<float*>(k + l), sum[i][j]);
+          }
         }
       }
     }
@@ -223,20 +229,24 @@ void tile_gradients(const KernelArgs& p, long tile, Modes& modes) {
       put_half(y + 2 * i + 1, h, x.i);
     });
   }
-  for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI / 2) {
-    for (long n = 0; n < p.states; ++n) {
-      cf plain[MI / 2], ramp[MI / 2];
-      sum_block(dk + l1 * size.fine, weighted + l1 * size.fine, fine + 2 * n * size.fine, size.fine, plain, ramp);
-      vf* s = sums + 4 * n;
-      cf s0 = get(s, 0), s1 = get(s, 1);
-      for (int i = 0; i < MI / 2; ++i) {
-        const float start = static_cast<float>((l1 + i) * size.fine);
-        const cf y = get(coarse + 2 * n * size.coarse, l1 + i);
-        s0 = s0 + y * plain[i];
-        s1 = s1 + y * cf{ramp[i].r + start * plain[i].r, ramp[i].i + start * plain[i].i};
+  // A few states at a time: their powers stay in L1 while the rows of dk pass by.
+  const long at_once = std::max<long>(1, L1_REGISTERS / (2 * size.fine));
+  for (long from = 0; from < p.states; from += at_once) {
+    for (long l1 = 0; l1 < size.coarse && l1 * size.fine < p.length; l1 += MI / 2) {
+      for (long n = from; n < std::min(from + at_once, p.states); ++n) {
+        cf plain[MI / 2], ramp[MI / 2];
+        sum_block(dk + l1 * size.fine, weighted + l1 * size.fine, fine + 2 * n * size.fine, size.fine, plain, ramp);
+        vf* s = sums + 4 * n;
+        cf s0 = get(s, 0), s1 = get(s, 1);
+        for (int i = 0; i < MI / 2; ++i) {
+          const float start = static_cast<float>((l1 + i) * size.fine);
+          const cf y = get(coarse + 2 * n * size.coarse, l1 + i);
+          s0 = s0 + y * plain[i];
+          s1 = s1 + y * cf{ramp[i].r + start * plain[i].r, ramp[i].i + start * plain[i].i};
+        }
+        put(s, 0, s0);
+        put(s, 1, s1);
       }
-      put(s, 0, s0);
-      put(s, 1, s1);
     }
   }
   write_gradients(p, tile, lanes, modes, sums);
