@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffussm.errors import ConfigError
 
@@ -89,3 +90,8 @@ class RunPaths:
 def wandb_id(name: str) -> str:
     """W&B run id that follows from the run name, so that a requeued run continues the same curve."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def absolute(place: str) -> str:
+    """A local folder as an absolute path, so that every process means the same one; a bucket's URL as it is."""
+    return place if not place or is_remote(place) else str(Path(place.removeprefix("file://")).expanduser().absolute())

@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
 from diffussm import __version__
 from diffussm.errors import DiffuSSMError, UsageError
 from launch import local
+from launch import options as o
 
 app = typer.Typer(
     name="diffussm",
-    help="Train DiffuSSM, the attention-free latent diffusion model. The same command, started again, resumes.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug's traceback is shown as Python shows it
     rich_markup_mode=None,
 )
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
-MaybeConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
-Overrides = Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="Keys of the config, set here.")]
-Checkpoint = Annotated[
-    int | None, typer.Option(metavar="IMAGES", min=0, help="Which checkpoint (default: the newest).")
-]
-NONE: list[str] = []
+
+@app.callback(invoke_without_command=True)
+def diffussm(version: o.Version = False) -> None:
+    """Train DiffuSSM, the attention-free latent diffusion model. The same command, started again, resumes."""
+    if version:
+        typer.echo(f"diffussm {__version__}")
+        raise typer.Exit
 
 
 @app.command()
-def prepare(config: Config, overrides: Overrides = NONE) -> None:
+def prepare(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Turn images into latent shards, unless there."""
     local.run(local.driver(local.read(config, overrides), "prepare"))
 
 
 @app.command()
-def train(
-    config: Config,
-    overrides: Overrides = NONE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print config, plan and command line, then stop.")] = False,
-) -> None:
+def train(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, dry_run: o.DryRun = False) -> None:
     """Prepare, train, sample and score; or resume.
 
-    Goes on from the newest checkpoint of the run, and does nothing when the run is finished."""
+    Goes on from the newest checkpoint of the run, and does nothing when the run is finished.
+    """
     job = local.read(config, overrides)
     command = local.driver(job)
     if dry_run:
@@ -56,16 +52,16 @@ def train(
 
 @app.command()
 def sample(
-    config: Config,
-    overrides: Overrides = NONE,
-    classes: Annotated[str, typer.Option(metavar="A,B,...", help="Rows of the grid (default: all classes).")] = "",
-    per_class: Annotated[int | None, typer.Option(help="sample.per_class: pictures for each class.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="sample.guidance: 1 is none.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="sample.sampler: ddpm, ddim or dpm.")] = None,
-    steps: Annotated[int | None, typer.Option(help="sample.steps: reverse steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="sample.seed: seed of the noise.")] = None,
-    grid: Annotated[str, typer.Option(metavar="FILE", help="Where the PNG goes (default: the run's samples/).")] = "",
-    checkpoint: Checkpoint = None,
+    config: o.Config,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    classes: o.Classes = "",
+    per_class: o.PerClass = None,
+    guidance: o.Guidance = None,
+    sampler: o.Sampler = None,
+    steps: o.Steps = None,
+    seed: o.Seed = None,
+    grid: o.Grid = "",
+    checkpoint: o.Checkpoint = None,
 ) -> None:
     """Draw a grid of pictures, one row a class."""
     named = {"per_class": per_class, "guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
@@ -75,10 +71,7 @@ def sample(
 
 @app.command()
 def evaluate(
-    config: Config,
-    overrides: Overrides = NONE,
-    images: Annotated[int | None, typer.Option(help="evaluate.images: pictures the score is computed from.")] = None,
-    checkpoint: Checkpoint = None,
+    config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, images: o.Images = None, checkpoint: o.Checkpoint = None
 ) -> None:
     """Score a trained run against its data."""
     job = local.read(config, overrides, {"evaluate.images": images})
@@ -86,10 +79,11 @@ def evaluate(
 
 
 @app.command()
-def config(config: MaybeConfig = "", overrides: Overrides = NONE) -> None:
+def config(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Explain all keys, or show one config.
 
-    With CONFIG: every value as a job would see it, and the default beside each one that differs."""
+    With CONFIG: every value as a job would see it, and the default beside each one that differs.
+    """
     from launch import show
 
     if "=" in config:
@@ -101,26 +95,12 @@ def config(config: MaybeConfig = "", overrides: Overrides = NONE) -> None:
 
 
 @app.command()
-def doctor(config: MaybeConfig = "", overrides: Overrides = NONE) -> None:
+def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Look for what this machine lacks.
 
-    Says what is there, what is missing, and the command that mends it; with CONFIG, also for that run."""
+    Says what is there, what is missing, and the command that mends it; with CONFIG, also for that run.
+    """
     local.run(local.preflight(local.read(config, overrides) if config else None))
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"diffussm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
-    ] = False,
-) -> None:
-    """Options before the command."""
 
 
 def main() -> None:

@@ -63,5 +63,5 @@ def _table(stream: TextIO) -> None:
             table.add_section()
             section = above
         choices = f" [{', '.join(key.choices)}]" if key.choices else ""
-        table.add_row(key.name, key.default_text, f"{key.help}{choices}".replace("[", r"\["))
-    Console(file=stream).print(table)
+        table.add_row(key.name, key.default_text, f"{key.help}{choices}")
+    Console(file=stream, markup=False).print(table)

@@ -41,7 +41,20 @@ class Counters:
     epoch: int
     images_in_epoch: int
     adam_steps: int
+    """Steps AdamW has taken; skipped ones do not count."""
     nonfinite_steps: int
+    """Steps that were skipped because something was not finite."""
+
+    def after_step(self, global_batch: int, epoch: int, skipped: bool) -> Counters:
+        """The counters after one more step, on a batch of `epoch`."""
+        return Counters(
+            images=self.images + global_batch,
+            step=self.step + 1,
+            epoch=epoch,
+            images_in_epoch=global_batch + (self.images_in_epoch if epoch == self.epoch else 0),
+            adam_steps=self.adam_steps + int(not skipped),
+            nonfinite_steps=self.nonfinite_steps + int(skipped),
+        )
 
 
 @dataclass(frozen=True)

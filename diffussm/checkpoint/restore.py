@@ -22,7 +22,7 @@ from diffussm.errors import DataError, DiffuSSMError
 
 def manifests(store: Store, prefix: str = "checkpoints") -> Iterator[tuple[str, Manifest | DataError]]:
     """(folder key, manifest or why it cannot be read) of every checkpoint below `prefix`, newest first. Local."""
-    folders = sorted((k.removesuffix(f"/{MANIFEST}") for k in store.keys(f"{prefix}/") if k.endswith(f"/{MANIFEST}")))
+    folders = sorted(k.removesuffix(f"/{MANIFEST}") for k in store.keys(f"{prefix}/") if k.endswith(f"/{MANIFEST}"))
     for folder in reversed(folders):
         key = f"{folder}/{MANIFEST}"
         try:
@@ -92,7 +92,7 @@ def read_into(store: Store, folder: str, manifest: Manifest, parts: Sequence[Par
         saved = manifest.shapes.get(part.name)
         if saved != tuple(part.shape):
             raise DataError(
-                f"{folder}: parameter {part.name} has shape {saved} in the checkpoint, {tuple(part.shape)} in the model",
+                f"{folder}: parameter {part.name} has shape {saved} in the checkpoint, {part.shape} in the model",
                 "use the model settings of the run (its config.yaml), or another run name",
             )
     with _opened(store, folder) as open_file, torch.no_grad():

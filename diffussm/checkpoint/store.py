@@ -202,7 +202,8 @@ class S3Store(Store):
         self.bucket, self.prefix = parsed.netloc, parsed.path.strip("/")
         if not self.bucket:
             raise StorageError(f"storage: found {url!r}, which names no bucket", "use s3://bucket/prefix")
-        self.client = boto3.client(
+        # A session of our own: the shared default one keeps the first credentials it saw and is not thread safe.
+        self.client = boto3.session.Session().client(
             "s3",
             endpoint_url=os.environ.get("S3_ENDPOINT_URL"),
             config=Config(retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=10, read_timeout=60),

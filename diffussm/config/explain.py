@@ -93,8 +93,6 @@ def nearest(name: str) -> str:
     names = [key.name for key in describe(sections=True)]
     last = name.rpartition(".")[2]
     same_last = [known for known in names if known.rpartition(".")[2] == last]
-    if len(same_last) == 1:
-        return same_last[0]
     whole = difflib.get_close_matches(name, same_last or names, n=1, cutoff=0.6)
     if whole:
         return whole[0]

@@ -15,7 +15,7 @@ from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.errors import ConfigError
 from diffussm.naming import check_run_name
 
-_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|file:///.+")
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -128,8 +128,8 @@ def accumulation(cfg: Config) -> int:
 
 
 def _is_place(url: str) -> bool:
-    """Whether `url` is a local path or a bucket with an optional prefix; other schemes have no door."""
-    return bool(_BUCKET.fullmatch(url)) if "://" in url else bool(url.strip())
+    """Whether `url` is a local path, file:// or a bucket with an optional prefix; other schemes have no door."""
+    return bool(_URL.fullmatch(url)) if "://" in url else bool(url.strip())
 
 
 def _range_problems(cfg: Config) -> Iterator[str]:

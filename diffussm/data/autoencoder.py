@@ -80,7 +80,8 @@ class Autoencoder:
                 f"{self.spec} takes multiples of {self.downsampling}",
                 f"set data.resolution_px to a multiple of {self.downsampling}",
             )
-        x = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
+        # A copy: pictures may be read-only, as Pillow hands them out.
+        x = torch.tensor(pictures, device=self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
         posterior = self._network.encode(x.contiguous()).latent_dist
         mean = (posterior.mean - self.shift) * self.scaling_factor  # (B, C, h, w)
         std = posterior.std * self.scaling_factor  # (B, C, h, w)
@@ -125,7 +126,8 @@ def load(spec: str) -> Autoencoder:
         raise DataError(
             f"data.autoencoder: {spec} cannot be loaded ({error})", "name a folder of a diffusers AutoencoderKL"
         ) from error
-    return Autoencoder(network, spec, _digest(folder))
+    # Convolutions on the CPU are a third faster with channels last.
+    return Autoencoder(network.to(memory_format=torch.channels_last), spec, _digest(folder))
 
 
 def digest(spec: str) -> str:
@@ -163,6 +165,7 @@ def write(network: nn.Module, folder: Path) -> None:
     try:
         network.save_pretrained(scratch, safe_serialization=True)  # type: ignore[operator]
         for name in (WEIGHTS_FILE, CONFIG_FILE):
+            (scratch / name).chmod(0o644)
             (scratch / name).replace(folder / name)
     finally:
         shutil.rmtree(scratch)

@@ -40,7 +40,7 @@ HASHES = ["sha1", "xxh64"]
 Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
 
-_UPLOAD_RETRIES = 10
+_UPLOAD_RETRIES = 5
 _logger = logging.getLogger(__name__)
 
 

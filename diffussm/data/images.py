@@ -275,3 +275,18 @@ def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])
     more = len(names) - _NAMES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def picture_batches(source: ImageSource, size: int) -> Iterator[Pixels]:
+    """All pictures that can be decoded, in the source's order, as (B, H, W, 3) uint8 with B <= size."""
+    batch: list[Pixels] = []
+    for item in source:
+        try:
+            batch.append(source.load(item))
+        except CorruptImageError:
+            continue  # named and counted when the latents were made
+        if len(batch) == size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)

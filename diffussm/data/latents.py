@@ -12,7 +12,7 @@ import itertools
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,14 @@ class LatentDataset(StreamingDataset):
             raise self._explain(self._failure) from self._failure
 
     def stop(self) -> None:
-        """End the background threads of an epoch that is left early."""
+        """End the background threads of an epoch that is left early.
+
+        Streaming's own `exit` counts the threads that end well, and would wait for ever for one that failed.
+        """
         if hasattr(self, "_iterator"):
-            self._iterator.exit()
+            self._iterator.non_blocking_exit()
+            self._executor.shutdown(wait=True)
+            del self._iterator, self._executor
 
     def _explain(self, failure: BaseException | None) -> DataError:
         stream = self.streams[0]
@@ -98,7 +103,7 @@ class Latents:
         self._cfg = cfg
         self.latent = passport.latent
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[int, Batch]]:
+    def batches(self, cursor: Cursor) -> Generator[tuple[int, Batch], None, None]:
         """Endless (epoch, this rank's part of a global batch), from `cursor` on. Every rank must iterate.
 
         Raises:
@@ -142,8 +147,14 @@ class Latents:
             at = Cursor(at.epoch + 1)
 
     def close(self) -> None:
-        """End the background threads."""
+        """End the background threads. Collective: every rank must call it.
+
+        It waits for all ranks, because those of a node read under locks in the first one's scratch folder, which may be
+        removed afterwards.
+        """
         self._dataset.stop()
+        if dist.is_initialized():
+            dist.barrier()
 
 
 def open_latents(cfg: Config, *, rank_batch: int, scratch: Path) -> Latents:
@@ -187,7 +198,8 @@ def open_latents(cfg: Config, *, rank_batch: int, scratch: Path) -> Latents:
             shuffle_seed=cfg.seed % (1 << 31),
             shuffle_block_size=cfg.data.shuffle_block_images,
             num_canonical_nodes=cfg.data.canonical_nodes,
-            download_retry=cfg.data.download_retries,
+            # Attempts, with pauses that double from 1 s. A file missing from a local folder will not appear.
+            download_retry=cfg.data.download_retries + 1 if is_remote(place) else 1,
             download_timeout=_DOWNLOAD_TIMEOUT_S,
             validate_hash="xxh64",
             predownload=max(8 * rank_batch, 64),

@@ -3,6 +3,8 @@
 A KL-VAE of diffusers' class, downsampling 4, 4 latent channels, 0.4M parameters. It learns on all Twemoji pictures,
 half of them disturbed (zoomed, grey, inverted, colours swapped) so that the decoder serves other small pictures too.
 One picture in twenty is held out, all skin tones of an emoji together. About 25 minutes of one CPU core.
+The weights in the package saw 53,000 images: two runs cut short at high rates (30,000 and 3,300), then `--start` with
+20,000 more from 1.5e-3 down to zero. Held-out pictures come back at 24.8 dB, Fashion-MNIST, never seen, at 23.3 dB.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ SAVE_INTERVAL_S = 120.0
 _TONES = tuple(int(tone, 16) for tone in twemoji.TONES if tone)
 
 
-def new_network() -> nn.Module:
-    """An untrained AutoencoderKL of the shipped shape."""
+def new_network(start: Path | None = None) -> Any:
+    """An AutoencoderKL of the shipped shape: untrained, or with the weights in the folder `start`."""
     from diffusers import AutoencoderKL
 
-    network: nn.Module = AutoencoderKL(
+    network: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 48),
@@ -55,6 +57,9 @@ def new_network() -> nn.Module:
         force_upcast=False,
         scaling_factor=1.0,
     )
+    if start is not None:
+        # Only the weights: the config of a loaded network would name the folder it came from.
+        network.load_state_dict(AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32).state_dict())
     return network
 
 
@@ -147,18 +152,18 @@ def save(network: nn.Module, pictures: Tensor, folder: Path) -> None:
     autoencoder.write(network.half(), folder)
 
 
-def train(total_images: int, folder: Path, seed: int) -> None:
+def train(total_images: int, folder: Path, seed: int, start: Path | None, peak_lr: float) -> None:
     """Train on `total_images` pictures, saving the averaged weights to `folder` every two minutes and at the end."""
     torch.manual_seed(seed)
     small, large, held_out = read_pictures()
-    network = new_network().to(memory_format=torch.channels_last)
+    network = new_network(start).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LR, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=peak_lr, weight_decay=1e-4)
     last_save = time.monotonic()
     steps = total_images // BATCH
     for step, batch in enumerate(itertools.islice(batches(small, large, np.random.default_rng(seed)), steps)):
         # Short warm-up, then a half cosine to zero.
-        lr = PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        lr = peak_lr * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
         value = loss(network, batch)
@@ -189,11 +194,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=autoencoder.BUILTIN_FOLDER / "emoji-32", help="folder for the weights"
     )
+    parser.add_argument("--start", type=Path, default=None, help="folder of weights to go on from")
+    parser.add_argument("--lr", type=float, default=PEAK_LR, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.images, args.out, args.seed)
+    train(args.images, args.out, args.seed, args.start, args.lr)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,12 @@ def _pass(
         seen += len(batch)
         if seen > len(drawn):
             break
-        one.add(extractor.features(batch[mask]))
         if others:
-            other.add(extractor.features(batch[~mask]))
+            features = extractor.features(batch)  # (B, dim)
+            one.add(features[mask])
+            other.add(features[~mask])
+        else:
+            one.add(extractor.features(batch[mask]))
         if progress is not None:
             progress(len(batch))
     if seen != len(drawn):

@@ -79,11 +79,11 @@ class Block(nn.Module):
         """x (B, J, D) residual stream, c (B, D) activated condition -> (B, J, D)."""
         shift, scale, delta, gate = self.adaln(c).chunk(4, dim=1)  # (B, D) each
         h = modulate(x, shift, scale)  # (B, J, D)
-        u = gelu(self.up(gelu(self.w0(h), approximate="tanh")), approximate="tanh")  # (B, J, M 2D)
+        u = gelu(self.up(gelu(self.w0(h))))  # (B, J, M 2D)
         u = u.reshape(x.shape[0], x.shape[1] * self.hourglass, -1)  # (B, L, 2D)
         y = self.ssm(u)  # (B, L, 2D)
-        mixed = gelu(self.down(y), approximate="tanh")  # (B, J, 2D)
-        product = gelu(self.w2(mixed), approximate="tanh") * gelu(self.w1(h), approximate="tanh")  # (B, J, D)
+        mixed = gelu(self.down(y))  # (B, J, 2D)
+        product = gelu(self.w2(mixed)) * gelu(self.w1(h))  # (B, J, D)
         out = self.w3(product * (1 + delta[:, None]))  # (B, J, D)
         return torch.addcmul(x, gate[:, None].to(x.dtype), out.to(x.dtype))
 

@@ -56,8 +56,8 @@ def ssm_kernel_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the six parameters from dk (D, L)."""
     with _no_autocast(c):
-        grads = registry.get(backend).kernel_backward(dk, SSMParams(log_dt, log_a_real, a_imag, b, c, skip))
-    return tuple(grads)
+        g = registry.get(backend).kernel_backward(dk, SSMParams(log_dt, log_a_real, a_imag, b, c, skip))
+    return g.log_dt, g.log_a_real, g.a_imag, g.b, g.c, g.skip
 
 
 @ssm_kernel_backward.register_fake
@@ -71,7 +71,7 @@ def _(
     skip: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(_empty(p) for p in (log_dt, log_a_real, a_imag, b, c, skip))
+    return _empty(log_dt), _empty(log_a_real), _empty(a_imag), _empty(b), _empty(c), _empty(skip)
 
 
 def _kernel_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

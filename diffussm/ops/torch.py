@@ -5,7 +5,8 @@ K[l1, l0] = sum_r P[r, l1] Q[r, l0] over r = (Re, Im) x n, with Q = z^l0 and P =
 exponentials a channel instead of N/2 L, and nothing of size D N L ever exists.
 
 Convolution. The backward direction is the adjoint of a causal convolution, so in the frequency domain it is a product
-with the conjugate transform. On a CPU a short sequence is quicker as a product with a Hankel matrix.
+with the conjugate transform. Zero padding to at least 2L - 1 keeps the lags apart. Products with explicit Toeplitz
+matrices were no quicker on a CPU, not even at L = 64: their gradient moves too much memory.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffussm.ops.params import SSMParams, is_shared, work_dtype
-
-_HANKEL_MAX_LENGTH = 128
-"""Longest sequence whose convolution is done as a matrix product on a CPU."""
 
 
 class TorchBackend:
@@ -70,19 +69,15 @@ class TorchBackend:
 
     def conv(self, u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
         """y (B, L, 2D) from u (B, L, D) or (B, L, 2D) and the kernels (D, L)."""
-        if _use_hankel(u):
-            return _hankel_conv(u, k_f, k_b)
         length, work = u.shape[1], work_dtype(u, k_f)
         n = _fft_length(length)
         fk = _kernel_transform(k_f.to(work), k_b.to(work), n)  # (2, D, F)
         fu = _transform(u, n, work, k_f.shape[0])  # (B, 1 or 2, D, F)
         y = torch.fft.irfft(fu * fk, n=n)[..., :length]  # (B, 2, D, L)
-        return y.flatten(1, 2).transpose(1, 2).to(u.dtype, memory_format=torch.contiguous_format, copy=True)
+        return y.flatten(1, 2).transpose(1, 2).to(u.dtype).contiguous()
 
     def conv_backward(self, dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """du like u, dk_f and dk_b (D, L), from dy (B, L, 2D). The transform of u is made again, not kept."""
-        if _use_hankel(u):
-            return _hankel_conv_backward(dy, u, k_f, k_b)
         length, work = u.shape[1], work_dtype(u, k_f)
         n = _fft_length(length)
         fk = _kernel_transform(k_f.to(work), k_b.to(work), n)  # (2, D, F)
@@ -94,11 +89,10 @@ class TorchBackend:
         fdk = (fdy * _transform(u, n, work, k_f.shape[0]).conj()).sum(dim=0)  # (2, D, F)
         dk_f = torch.fft.irfft(fdk[0], n=n)[:, :length]  # (D, L)
         dk_b = torch.fft.irfft(fdk[1].conj(), n=n)[:, :length]  # (D, L)
-        contiguous = torch.contiguous_format
         return (
-            du.to(u.dtype, memory_format=contiguous, copy=True),
-            dk_f.to(k_f.dtype, memory_format=contiguous, copy=True),
-            dk_b.to(k_b.dtype, memory_format=contiguous, copy=True),
+            du.to(u.dtype).contiguous(),
+            dk_f.to(k_f.dtype).contiguous(),
+            dk_b.to(k_b.dtype).contiguous(),
         )
 
 
@@ -131,12 +125,14 @@ class _Modes:
 
     def chain(self, s0: Tensor, s1: Tensor, dskip: Tensor) -> SSMParams:
         """Gradients of the parameters, given d loss = 2 Re sum_n (S0 dw + w S1 dlam)."""
-        along_lam = self.b * self.c * self.z / self.a * s0 + self.w * s1
-        along_a = self.dt * along_lam - self.w / self.a * s0
+        bc = self.b * self.c
+        along_lam = bc * self.dt * _hold_slope(torch.complex(self.lam_re, self.lam_im), self.z) * s0 + self.w * s1
+        along_a = self.dt * along_lam
+        along_dt = self.w * s0  # w is proportional to dt at fixed lam
         along_b = self.c * self.hold * s0
         along_c = self.b * self.hold * s0
         return SSMParams(
-            log_dt=2 * (along_lam.real * self.lam_re - along_lam.imag * self.lam_im).sum(dim=1),
+            log_dt=2 * (along_dt.real + along_lam.real * self.lam_re - along_lam.imag * self.lam_im).sum(dim=1),
             log_a_real=2 * along_a.real * self.a.real,
             a_imag=-2 * along_a.imag,
             b=torch.stack((2 * along_b.real, -2 * along_b.imag), dim=2),
@@ -145,10 +141,27 @@ class _Modes:
         )
 
 
+_SERIES_RADIUS = 0.25
+
+
+def _hold_slope(lam: Tensor, z: Tensor) -> Tensor:
+    """Derivative of (exp(lam) - 1)/lam, given z = exp(lam): ((lam - 1) z + 1)/lam^2.
+
+    Its numerator cancels down to lam^2 / 2, so a small lam takes the series sum_k (k+1)/(k+2)! lam^k.
+    """
+    terms = 8 if lam.dtype == torch.complex64 else 15
+    series = torch.zeros_like(lam)
+    for k in reversed(range(terms)):
+        series = series * lam + (k + 1) / math.factorial(k + 2)
+    small = lam.abs() < _SERIES_RADIUS
+    safe = torch.where(small, 1.0, lam)  # no 0/0 where the series is taken
+    return torch.where(small, series, ((safe - 1) * z + 1) / safe.square())
+
+
 @contextmanager
 def _ieee_products(device: torch.device) -> Iterator[None]:
     """Matrix products in full fp32 whatever the user allows elsewhere: TF32 would cost three digits of the kernel."""
-    flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    flags: Any = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore
     before = flags.fp32_precision
     flags.fp32_precision = "ieee"
     try:
@@ -180,7 +193,7 @@ def _fft_length(length: int) -> int:
 
 def _transform(x: Tensor, n: int, work: torch.dtype, channels: int) -> Tensor:
     """x (B, L, C) -> its real FFT over L padded to n, (B, C / D, D, F) with D = `channels`."""
-    rows = x.transpose(1, 2).to(work, memory_format=torch.contiguous_format)  # (B, C, L)
+    rows = x.transpose(1, 2).to(work).contiguous()  # (B, C, L)
     return torch.fft.rfft(rows, n=n).unflatten(1, (-1, channels))
 
 
@@ -189,66 +202,6 @@ def _kernel_transform(k_f: Tensor, k_b: Tensor, n: int) -> Tensor:
     fk = torch.fft.rfft(torch.stack((k_f, k_b)), n=n)
     fk[1].imag.neg_()  # the adjoint of a real convolution is its conjugate
     return fk
-
-
-def _use_hankel(u: Tensor) -> bool:
-    return u.device.type == "cpu" and u.shape[1] <= _HANKEL_MAX_LENGTH
-
-
-def _hankel(k_f: Tensor, k_b: Tensor) -> Tensor:
-    """(2D, L, L): H[t, r] = kappa[t + r], symmetric, where kappa holds the lags -(L-1)..L-1 of each channel.
-
-    Over the time-reversed input r = L-1-s it is the Toeplitz matrix of the convolution, but its rows are plain windows.
-    """
-    channels, length = k_f.shape
-    lags = k_f.new_zeros(2 * channels, 2 * length - 1)  # lag t - s at column t - s + L - 1
-    lags[:channels, length - 1 :] = k_f
-    lags[channels:, :length] = k_b.flip(1)
-    return lags.unfold(1, length, 1).contiguous()
-
-
-def _columns(x: Tensor, work: torch.dtype) -> Tensor:
-    """(B, L, C) -> (C, L, B), contiguous: one matrix for each channel."""
-    return x.permute(2, 1, 0).to(work, memory_format=torch.contiguous_format)
-
-
-def _hankel_conv(u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
-    channels, work = k_f.shape[0], work_dtype(u, k_f)
-    h = _hankel(k_f.to(work), k_b.to(work))  # (2D, L, L)
-    x = _columns(u.flip(1), work)  # (C, L, B)
-    with _ieee_products(u.device):
-        if is_shared(u, channels):
-            y = torch.cat((torch.bmm(h[:channels], x), torch.bmm(h[channels:], x)))
-        else:
-            y = torch.bmm(h, x)  # (2D, L, B)
-    return y.permute(2, 1, 0).to(u.dtype, memory_format=torch.contiguous_format, copy=True)
-
-
-def _hankel_conv_backward(dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    (channels, length), work = k_f.shape, work_dtype(u, k_f)
-    h = _hankel(k_f.to(work), k_b.to(work))  # (2D, L, L)
-    x = _columns(u.flip(1), work)  # (C, L, B)
-    g = _columns(dy, work)  # (2D, L, B)
-    with _ieee_products(u.device):
-        dx = torch.bmm(h, g)  # (2D, L, B), since H is symmetric
-        if is_shared(u, channels):
-            dx = dx[:channels] + dx[channels:]
-            dh = torch.bmm(g.unflatten(0, (2, channels)).transpose(0, 1).flatten(1, 2), x.transpose(1, 2))
-            dh = dh.unflatten(1, (2, length)).transpose(0, 1).flatten(0, 1)  # (2D, L, L)
-        else:
-            dh = torch.bmm(g, x.transpose(1, 2))  # (2D, L, L)
-    du = dx.permute(2, 1, 0).flip(1)
-    # Sum over t + r = const: padding the rows to 2L and reading them 2L-1 apart shifts row t by t columns.
-    skewed = torch.nn.functional.pad(dh, (0, length)).flatten(1)[:, : length * (2 * length - 1)]
-    dlags = skewed.unflatten(1, (length, 2 * length - 1)).sum(dim=1)  # (2D, 2L-1)
-    dk_f = dlags[:channels, length - 1 :]
-    dk_b = dlags[channels:, :length].flip(1)
-    contiguous = torch.contiguous_format
-    return (
-        du.to(u.dtype, memory_format=contiguous),
-        dk_f.to(k_f.dtype, memory_format=contiguous, copy=True),
-        dk_b.to(k_b.dtype, memory_format=contiguous, copy=True),
-    )
 
 
 BACKEND = TorchBackend()

@@ -7,7 +7,7 @@ through them by parameter name, so that checkpoints and EMAs can be kept by name
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ class Engine:
 
     def _partitioned(self, held: bool) -> list[Slice]:
         pieces = []
-        for parameter in self.module.parameters():
+        for parameter in self._deepspeed_parameters():
             mapping = parameter._hp_mapping  # None where this rank owns nothing of the parameter
             if mapping is None:
                 continue
@@ -151,7 +151,7 @@ class Engine:
     def _sharded(self, held: bool) -> list[Slice]:
         pieces = []
         zero = self.optimizer
-        for parameter in self.module.parameters():
+        for parameter in self._deepspeed_parameters():
             group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
             share = parameter.ds_tensor.ds_numel  # padded: equal on every rank
             start = min(self.world.rank * share, parameter.ds_numel)
@@ -162,6 +162,10 @@ class Engine:
             views = {key: value.narrow(0, offset, numel) for key, value in tensors.items()}
             pieces.append(self._piece(parameter, start, numel, views))
         return pieces
+
+    def _deepspeed_parameters(self) -> Iterator[Any]:
+        """The parameters with the attributes that DeepSpeed hangs on them: `_hp_mapping`, or `ds_tensor` and others."""
+        yield from self.module.parameters()
 
     def _piece(self, parameter: nn.Parameter, start: int, numel: int, tensors: dict[str, Tensor]) -> Slice:
         name = self.names[id(parameter)]
@@ -176,11 +180,6 @@ class Engine:
                 state[key] = torch.zeros_like(flat)
         return state
 
-    @property
-    def adam_steps(self) -> int:
-        """Steps AdamW has taken: skipped ones do not count."""
-        return max((int(state["step"]) for state in self.adam.state.values() if state), default=0)
-
     def restored(self, adam_steps: int) -> None:
         """Make the engine use what was written into `slices(held=True)`. Collective: every rank must call it."""
         for state in self.adam.state.values():
@@ -192,7 +191,7 @@ class Engine:
 
     def _refresh_sharded(self) -> None:
         zero = self.optimizer
-        for parameter in self.module.parameters():
+        for parameter in self._deepspeed_parameters():
             group, offset, numel = zero.grad_position[zero.get_param_id(parameter)]
             flat = zero.fp32_partitioned_groups_flat[group].narrow(0, offset, numel)
             parameter.ds_tensor.data.copy_(flat.data)

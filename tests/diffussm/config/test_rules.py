@@ -40,7 +40,7 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "storage=gs://bucket/x",
         "storage=s3://",
         "data.latents=s3://B_/x",
-        "data.latents=file:///x",
+        "data.latents=file://x",
         "seed=-1",
         "seed=9223372036854775808",
         "data.resolution_px=0",
@@ -61,7 +61,6 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "model.state=63",
         "model.state=0",
         "diffusion.timesteps=0",
-        "diffusion.timesteps=20",
         "diffusion.beta_start=0",
         "diffusion.beta_start=0.5",
         "diffusion.label_drop=1.5",
@@ -116,6 +115,7 @@ def test_an_illegal_value_is_refused_by_its_key(override: str, tmp_path: Path) -
     "overrides",
     [
         ["storage=s3://bucket/runs", "data.latents=s3://my.bucket-1"],
+        ["storage=file:///runs"],
         ["data.source=folder", "data.images=/data"],
         ["data.source=fashion_mnist", "data.images=/idx"],
         ["seed=9223372036854775807"],
@@ -139,6 +139,7 @@ def test_values_at_the_edge_are_legal(overrides: list[str], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["diffusion.timesteps=20", "sample.steps=1"], ["diffusion.timesteps", "21 or more"]),
         (["diffusion.label_drop=0"], ["sample.guidance", "null class"]),
         (["cluster.workers=2", "cluster.gpus_per_worker=0.5"], ["cluster.gpus_per_worker", "NCCL"]),
         (["model.width=6", "model.pos_embed=sincos"], ["model.width", "multiple of 4"]),

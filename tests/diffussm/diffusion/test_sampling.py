@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffussm.config.schema import DiffusionConfig, Sampler
 from diffussm.diffusion.process import Process, Schedule
-from diffussm.diffusion.sampling import sample
+from diffussm.diffusion.sampling import _scheduler, sample
 from diffussm.errors import ConfigError
 from diffussm.rng import Purpose, generator
 
@@ -120,7 +120,7 @@ def test_ddim_is_its_closed_form_over_the_respaced_chain() -> None:
 
 def test_ancestral_sampling_is_that_of_diffusers_own_respacing() -> None:
     """Same noise, diffusers' scheduler over the full schedule with its own 25 of 1000 timesteps."""
-    scheduler = DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
+    scheduler: Any = DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
     scheduler.set_timesteps(25)
     source = generator(3, Purpose.SAMPLE, 0)
     x = torch.from_numpy(source.standard_normal((1, *LATENT), dtype=np.float32))
@@ -217,9 +217,35 @@ def test_sampling_leaves_no_graph_and_no_inference_tensors() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_half_precision_outputs_are_stepped_in_float32(sampler: str) -> None:
+    """Only the network rounds: neither the noise of a step nor the latent is drawn or kept in its precision."""
     x = draw(lambda x, t, y: shaken(x, t, y).bfloat16(), 2, sampler)
     assert x.dtype == torch.float32
-    assert not torch.equal(x, x.bfloat16().float())
+    assert torch.equal(x, draw(lambda x, t, y: shaken(x, t, y).bfloat16().float(), 2, sampler))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_scheduler_holds_the_respaced_chain_in_full_precision(sampler: str) -> None:
+    chain = PROCESS.schedule.respaced(250)
+    scheduler = _scheduler(Sampler(sampler), chain)
+    assert scheduler.timesteps.tolist() == list(reversed(range(250)))
+    np.testing.assert_allclose(scheduler.betas.numpy(), chain.betas, rtol=1e-6)
+    np.testing.assert_array_equal(scheduler.alphas_cumprod.numpy(), chain.alphas_cumprod)
+
+
+@pytest.mark.parametrize("index", [1, 2, 120, 249])
+def test_one_respaced_step_is_the_posterior_of_the_respaced_betas(index: int) -> None:
+    """From x_t and x_0 by adding the precisions of the two Gaussian factors of the short chain."""
+    chain = PROCESS.schedule.respaced(250)
+    x0, x_t, draws = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3))
+    beta, abar, abar_prev = chain.betas[index], chain.alphas_cumprod[index], chain.alphas_cumprod[index - 1]
+    noise = (x_t - abar**0.5 * x0) / (1 - abar) ** 0.5
+    variance = 1 / ((1 - beta) / beta + 1 / (1 - abar_prev))
+    mean = variance * ((1 - beta) ** 0.5 / beta * x_t + abar_prev**0.5 / (1 - abar_prev) * x0)
+    for covariance, std in ((-1.0, variance**0.5), (1.0, beta**0.5)):
+        output = torch.cat([noise, torch.full_like(noise, covariance)], dim=1)
+        source = torch.Generator().manual_seed(3)
+        found = _scheduler(Sampler.ddpm, chain).step(output, index, x_t, generator=source).prev_sample
+        torch.testing.assert_close(found, mean + std * draws, rtol=1e-4, atol=2e-4)
 
 
 def test_no_labels_give_no_pictures() -> None:

@@ -1,0 +1,61 @@
+"""The one entry inside a job: `python -m cluster.driver [--only STAGE] CONFIG [key=value ...]`.
+
+Without `--only` the whole road is run: latents if there are none, training, samples, score. Started again under the
+same name it goes on where it was, and does nothing when the run is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from diffussm.config import check, load
+from diffussm.errors import DiffuSSMError, ExitCode
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line that `launch` renders."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.driver", description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--only", choices=("prepare", "sample", "evaluate"), help="one stage instead of all")
+    parser.add_argument("--classes", default="", help="rows of the sample grid, separated by commas (--only sample)")
+    parser.add_argument("--grid", default="", help="file of the sample grid (--only sample)")
+    parser.add_argument("--checkpoint", type=int, help="images of the checkpoint; default: the newest")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code; a typed error is told in two lines, any other with its traceback."""
+    asked = parse(arguments)
+    try:
+        cfg = load(asked.config, asked.overrides)
+        check(cfg)
+        from cluster.stages import Stages  # after the config is known to be good: this imports torch
+
+        stages = Stages.of(cfg)
+        match asked.only:
+            case None:
+                stages.all()
+            case "prepare":
+                stages.prepare()
+            case "sample":
+                stages.sample([name for name in asked.classes.split(",") if name], asked.grid, asked.checkpoint)
+            case "evaluate":
+                stages.evaluate(asked.checkpoint)
+    except DiffuSSMError as error:
+        print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
+        return int(error.code)
+    except KeyboardInterrupt:
+        print("diffussm: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception:  # noqa: BLE001 - the edge of the program: a bug is shown whole and has its own exit code
+        traceback.print_exc()
+        return int(ExitCode.INTERNAL)
+    return int(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""The stages of a job in their order: prepare, train, sample, evaluate, and the summary that marks the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster import env
+from diffussm.checkpoint.store import NotFound, Store, open_store
+from diffussm.config import dump
+from diffussm.config.frozen import check_frozen
+from diffussm.config.schema import Config
+from diffussm.naming import RunPaths, absolute
+from diffussm.observe.log import Narrator, duration
+
+
+@dataclass
+class Stages:
+    """One start of a run."""
+
+    cfg: Config
+    paths: RunPaths
+    store: Store
+    narrator: Narrator
+
+    @staticmethod
+    def of(cfg: Config) -> Stages:
+        """Make local places absolute, because workers start in folders of their own."""
+        cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
+        cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
+        paths = RunPaths(cfg.storage, cfg.name)
+        return Stages(cfg, paths, open_store(paths.root), Narrator())
+
+    def all(self) -> None:
+        """The whole road. Nothing is done twice: what exists and fits is used."""
+        began = time.monotonic()
+        if self._finished():
+            return
+        self._claim()
+        self.prepare()
+        self.train()
+        grid = self.sample([], "", None)
+        score = self.evaluate(None) if self.cfg.evaluate.enabled else None
+        self._finish(grid, score, time.monotonic() - began)
+
+    def prepare(self) -> None:
+        """Make the latents unless they are there; an existing set that does not fit the config is refused."""
+        from diffussm.data.encode import prepare
+
+        self._use_all_threads()
+        passport = prepare(self.cfg, progress=lambda done, total: self._work("encode", done, total, "images"))
+        self.narrator.end()
+        self.narrator.say(
+            f"latents: {passport.number:,} images of {len(passport.classes)} classes in {self.cfg.data.latents}"
+            + (f" ({len(passport.skipped)} skipped: named in its passport.json)" if passport.skipped else "")
+        )
+
+    def train(self) -> None:
+        """Train through Ray until `train.images`; goes on from the newest checkpoint. Raises what workers raise."""
+        worker_env = env.apply(self.cfg)
+        import ray
+
+        from cluster.trainer import fit
+
+        with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch:
+            self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
+            self._connect(ray, worker_env)
+            try:
+                fit(self.cfg, scratch, self.narrator.hear)
+            finally:
+                self.narrator.end()
+                ray.shutdown()
+
+    def sample(self, classes: Sequence[str], grid: str, checkpoint: int | None) -> str:
+        """Draw the grid of a checkpoint; returns where it lies."""
+        from diffussm.sample import paint_grid
+
+        self._use_all_threads()
+        painter = self._painter(checkpoint)
+        png = paint_grid(painter, classes, lambda done, total: self._work("sample", done, total, "passes"))
+        self.narrator.end()
+        images = painter.manifest.counters.images
+        where = grid or self.paths.samples(images)
+        place = Path(where) if grid else None
+        if place is not None:
+            open_store(str(place.absolute().parent)).write(place.name, png)
+        else:
+            self.store.write(f"samples/{images:012d}.png", png)
+        self.narrator.say(f"samples: {where}")
+        return where
+
+    def evaluate(self, checkpoint: int | None) -> dict[str, Any]:
+        """Score a checkpoint; returns the result as plain data, also stored with the run."""
+        from diffussm.data.images import open_source, picture_batches
+        from diffussm.evaluate.extractors import open_extractor
+        from diffussm.evaluate.run import evaluate
+        from diffussm.sample import proportional_labels
+
+        self._use_all_threads()
+        cfg = self.cfg
+        painter = self._painter(checkpoint)
+        passport = painter.passport
+        source = open_source(cfg.data)
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self._work("evaluate", done, cfg.evaluate.images + 2 * passport.number, "pictures")
+
+        result = evaluate(
+            painter.batches(proportional_labels(passport.class_counts, cfg.evaluate.images)),
+            open_extractor(cfg.evaluate.extractor),
+            open_store(cfg.data.latents),
+            lambda: picture_batches(source, cfg.evaluate.batch),
+            n=cfg.evaluate.images,
+            count=passport.number,
+            data=passport.index_digest,
+            sampler=yaml.safe_load(dump(cfg))["sample"],
+            progress=count,
+        )
+        self.narrator.end()
+        images = painter.manifest.counters.images
+        result.save(self.store, f"evaluations/{images:012d}-{result.metric}.json")
+        self.narrator.say(result.line())
+        return json.loads(result.to_json()) | {"line": result.line()}
+
+    def _painter(self, checkpoint: int | None) -> Any:
+        from diffussm.data.latents import passport
+        from diffussm.sample import Painter
+
+        return Painter.load(self.cfg, self.store, passport(self.cfg.data.latents), checkpoint)
+
+    def _work(self, what: str, done: int, total: int, unit: str) -> None:
+        self.narrator.work(what, done, total, unit)
+
+    def _use_all_threads(self) -> None:
+        """Outside the training this process works alone and may use the workers' share of the machine."""
+        import torch
+
+        torch.set_num_threads(max(torch.get_num_threads(), self.cfg.cluster.threads_per_worker))
+
+    def _connect(self, ray: Any, worker_env: dict[str, str]) -> None:
+        cluster = self.cfg.cluster
+        runtime_env = {"env_vars": worker_env}
+        if cluster.address:
+            ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
+            return
+        # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.
+        cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus_per_worker + 1))
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            runtime_env=runtime_env,
+            object_store_memory=100 << 20,  # no data travels through Ray
+            log_to_driver=False,
+            logging_level="warning",
+            include_dashboard=True,  # its agent cleans up placement groups
+        )
+
+    def _claim(self) -> None:
+        """Before any work: the run's place can be written, and the config agrees with the one kept there.
+
+        Raises:
+            StorageError: the place cannot be written.
+            ConfigError: a frozen key differs from the run's.
+        """
+        self.store.check_writable()
+        text = dump(self.cfg)
+        try:
+            stored = yaml.safe_load(self.store.read("config.yaml"))
+        except NotFound:
+            pass
+        else:
+            check_frozen(stored, yaml.safe_load(text))
+        self.store.write("config.yaml", text.encode())
+
+    def _finished(self) -> bool:
+        """Whether the run has its summary for at least the images asked for; if so, say so."""
+        try:
+            summary = json.loads(self.store.read("summary.json"))
+        except NotFound:
+            return False
+        if summary["images"] < self.cfg.train.images:
+            return False
+        self.narrator.say(f"run {self.cfg.name} is finished: nothing to do")
+        self._tell(summary)
+        return True
+
+    def _finish(self, grid: str, score: dict[str, Any] | None, seconds: float) -> None:
+        summary = {
+            "run": self.paths.root,
+            "images": self.cfg.train.images,
+            "samples": grid,
+            "score": score["line"] if score else "not asked for",
+            "latents": self.cfg.data.latents,
+            "checkpoints": self.paths.checkpoints,
+            "metrics": self.paths.metrics,
+            "config": self.paths.config,
+            "seconds_of_this_start": round(seconds, 1),
+        }
+        self.store.write("summary.json", json.dumps(summary, indent=1).encode())
+        self._tell(summary)
+        self.narrator.say(f"finished in {duration(seconds)}")
+
+    def _tell(self, summary: dict[str, Any]) -> None:
+        width = max(map(len, summary))
+        for key, value in summary.items():
+            shown = f"{value:,}" if isinstance(value, int) else value
+            self.narrator.say(f"  {key:<{width}}  {shown}")

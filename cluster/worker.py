@@ -1,0 +1,39 @@
+"""What runs in each Ray Train worker: find out who we are, then train."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffussm.config.schema import Config
+
+
+def run(job: dict[str, Any]) -> None:
+    """Train on this rank. Collective: Ray starts it on every rank.
+
+    Args:
+        job: `cfg`, the checked Config, and `channel`, the ray.util.queue.Queue on which rank 0 tells the driver what
+            happens.
+
+    Imports are late: the driver that only ships this function need not pay for them.
+    """
+    import ray.train
+    import torch
+
+    from cluster.lease import claim_attempt
+    from diffussm.train.loop import train
+    from diffussm.train.world import current
+
+    cfg: Config = job["cfg"]
+    torch.set_num_threads(cfg.cluster.threads_per_worker)
+    context = ray.train.get_context()
+    device = torch.device("cuda", context.get_local_rank()) if cfg.cluster.gpus_per_worker else torch.device("cpu")
+    world = current(device)
+    attempt = claim_attempt(cfg, world)
+
+    def announce(record: dict[str, Any]) -> None:
+        job["channel"].put(record | {"attempt": attempt})
+
+    with tempfile.TemporaryDirectory(prefix=f"{cfg.name}-{attempt}-") as scratch:
+        train(cfg, world, attempt, Path(scratch), announce)

@@ -1,0 +1,1 @@
+"""What a run says of itself: JSONL events and metrics, a meter, W&B."""

@@ -1,0 +1,135 @@
+"""Pictures from a trained run: load a checkpoint's weights, draw latents, decode them, make the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from diffussm.checkpoint import restore
+from diffussm.checkpoint.manifest import Manifest
+from diffussm.checkpoint.store import Store
+from diffussm.config.schema import Config, Precision
+from diffussm.data import autoencoder
+from diffussm.data.passport import Passport
+from diffussm.diffusion.process import Process
+from diffussm.diffusion.sampling import sample
+from diffussm.errors import ConfigError
+from diffussm.model import build_model
+from diffussm.observe.grid import grid
+
+Pictures = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A trained network with all that is needed to make pictures of its latents."""
+
+    cfg: Config
+    passport: Passport
+    model: nn.Module
+    process: Process
+    decoder: autoencoder.Autoencoder
+    manifest: Manifest
+    device: torch.device
+
+    @staticmethod
+    def load(cfg: Config, store: Store, passport: Passport, images: int | None = None) -> Painter:
+        """Build the network with a checkpoint's weights: the averaged ones if `sample.ema`, else the raw ones.
+
+        Args:
+            cfg: the run's config.
+            store: the run's store.
+            passport: of the latents it was trained on.
+            images: which checkpoint; None takes the newest that verifies.
+
+        Raises:
+            DataError: no such checkpoint, or it does not fit the model.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder, manifest = restore.choose(store, images)
+        weights = restore.read_weights(store, folder, manifest, "ema" if cfg.sample.ema else "master")
+        model = build_model(cfg.model, passport.latent)
+        model.load_state_dict(weights)
+        decoder = autoencoder.load(cfg.data.autoencoder).to(device)
+        return Painter(
+            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, manifest, device
+        )  # fmt: skip
+
+    def paint(
+        self, labels: Sequence[int], first_index: int = 0, progress: Callable[[int, int], None] | None = None
+    ) -> Pictures:
+        """One picture for each label, (N, H, W, 3) uint8.
+
+        Picture i depends on (sample.seed, first_index + i, label) and the weights, not on how many are drawn at once.
+        """
+        cfg, latent = self.cfg.sample, self.passport.latent
+        bf16 = self.cfg.train.precision is Precision.bf16 and self.device.type == "cuda"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            latents = sample(
+                self.model,
+                self.process,
+                torch.tensor(labels, dtype=torch.int64),
+                (latent.channels, latent.height, latent.width),
+                sampler=cfg.sampler,
+                steps=cfg.steps,
+                guidance=cfg.guidance,
+                guidance_channels=cfg.guidance_channels,
+                seed=cfg.seed,
+                first_index=first_index,
+                null_class=latent.classes,
+                device=self.device,
+                progress=progress,
+            )  # (N, C, H, W)
+        return self.decoder.decode(latents)
+
+    def batches(self, labels: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Iterator[Pictures]:
+        """Pictures for many labels, `sample.batch` at a time. `progress` is told (network passes done, in all)."""
+        size, steps = self.cfg.sample.batch, self.cfg.sample.steps
+        total = -(-len(labels) // size) * steps
+        for first in range(0, len(labels), size):
+            before = first // size * steps
+
+            def tell(done: int, _: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            yield self.paint(labels[first : first + size], first, tell)
+
+
+def grid_labels(passport: Passport, names: Sequence[str], per_class: int) -> tuple[list[str], list[int]]:
+    """The rows of a grid and the label of each of its pictures; without `names` all classes.
+
+    Raises:
+        ConfigError: a name is no class of the data.
+    """
+    rows = list(names) or list(passport.classes)
+    unknown = [name for name in rows if name not in passport.classes]
+    if unknown:
+        raise ConfigError(
+            f"--classes: found {', '.join(unknown)}; allowed: {', '.join(passport.classes)}", "name some of those"
+        )
+    return rows, [passport.classes.index(name) for name in rows for _ in range(per_class)]
+
+
+def proportional_labels(counts: Sequence[int], n: int) -> list[int]:
+    """n labels in the proportions of `counts`, rounded by the largest remainder, the classes mixed evenly."""
+    exact = np.array(counts, dtype=np.float64) * n / sum(counts)
+    share = np.floor(exact).astype(int)
+    share[np.argsort(share - exact, kind="stable")[: n - share.sum()]] += 1
+    places = [((k + 0.5) / share[label], label) for label in range(len(counts)) for k in range(share[label])]
+    return [label for _, label in sorted(places)]
+
+
+def paint_grid(
+    painter: Painter, names: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+) -> bytes:
+    """A PNG with one row a class and `sample.per_class` columns."""
+    rows, labels = grid_labels(painter.passport, names, painter.cfg.sample.per_class)
+    pictures = np.concatenate(list(painter.batches(labels, progress)))
+    scale = max(1, 64 // pictures.shape[1])  # small pictures are enlarged, so that a person can see them
+    return grid(pictures, rows, painter.passport.credit, scale)

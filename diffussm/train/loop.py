@@ -1,0 +1,69 @@
+"""The training of one rank, from the first look for a checkpoint to the last save."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from diffussm.checkpoint.store import open_store
+from diffussm.config.rules import accumulation, micro_batch
+from diffussm.config.schema import Config
+from diffussm.data import latents
+from diffussm.data.cursor import Cursor
+from diffussm.diffusion.process import Process
+from diffussm.model import build_model
+from diffussm.naming import RunPaths
+from diffussm.train.ema import Ema, decay_for_batch
+from diffussm.train.engine import Engine
+from diffussm.train.guard import Guard
+from diffussm.train.hooks import Announce, Logger, Saver
+from diffussm.train.optim import learning_rate
+from diffussm.train.step import draw, loss
+from diffussm.train.world import World
+
+
+def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Announce) -> None:
+    """Train until `train.images`, from the newest checkpoint if there is one. Collective: every rank must call it.
+
+    Args:
+        cfg: a checked config.
+        world: this process, in an initialised process group.
+        attempt: number of this start of the run.
+        scratch: local folder of this attempt.
+        announce: called on rank 0 with what happens.
+
+    Raises:
+        DataError, StorageError, DivergedError: as their docstrings say, on every rank that sees the cause.
+    """
+    torch.manual_seed(cfg.seed)
+    store = open_store(RunPaths(cfg.storage, cfg.name).root)
+    data = latents.open_latents(cfg, rank_batch=cfg.train.global_batch // world.size, scratch=scratch)
+    process = Process(cfg.diffusion)
+    model = build_model(cfg.model, data.latent, activation_checkpointing=cfg.train.activation_checkpointing)
+    engine = Engine(model.to(world.device), cfg.train, accumulation(cfg), world)
+    ema = Ema(engine.slices(), decay_for_batch(cfg.train.ema, cfg.train.global_batch))
+    logger = Logger(cfg, world, store, attempt, announce, scratch)
+    saver = Saver(cfg, engine, ema, store, attempt, logger)
+    at = saver.restore()
+    guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
+    logger.begin(at)
+
+    batches = data.batches(Cursor(at.epoch, at.images_in_epoch))
+    while at.images < cfg.train.images:
+        epoch, batch = next(batches)
+        micros = [draw(micro, cfg, epoch, data.null_class).to(world.device) for micro in batch.split(micro_batch(cfg))]
+        lr = learning_rate(cfg.train, at.images)
+        result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
+        if not result.skipped:
+            ema.update()
+        guard.observe(result.skipped, at.images)
+        at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
+        logger.step(result, at, lr)
+        saver.step(at)
+
+    logger.event("trained", images=at.images)
+    batches.close()
+    data.close()
+    logger.close()

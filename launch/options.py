@@ -1,0 +1,25 @@
+"""Arguments and options of the command line, with their help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Argument, Option
+
+Version = Annotated[bool, Option("--version", help="Say the version.")]
+Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
+Overrides = Annotated[list[str], Argument(metavar="KEY=VALUE", help="Keys of the config, set here.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print config, plan and command line, then stop.")]
+Checkpoint = Annotated[int | None, Option(metavar="IMAGES", min=0, help="Which checkpoint (default: the newest).")]
+
+Classes = Annotated[str, Option(metavar="A,B,...", help="Rows of the grid (default: all classes).")]
+PerClass = Annotated[int | None, Option(help="sample.per_class: pictures for each class.")]
+Guidance = Annotated[float | None, Option(help="sample.guidance: 1 is none.")]
+Sampler = Annotated[str | None, Option(help="sample.sampler: ddpm, ddim or dpm.")]
+Steps = Annotated[int | None, Option(help="sample.steps: reverse steps.")]
+Seed = Annotated[int | None, Option(help="sample.seed: seed of the noise.")]
+Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: the run's samples/).")]
+
+Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
+
+NO_OVERRIDES: list[str] = []

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffussm.checkpoint.retain import delete, superfluous
+from diffussm.checkpoint.store import LocalStore
+
+
+def test_the_newest_stay() -> None:
+    names = ["c/000000000003", "c/000000000001", "c/000000000002"]
+    assert superfluous(names, 2) == ["c/000000000001"]
+    assert superfluous(names, 3) == []
+    assert superfluous(names, 1) == ["c/000000000001", "c/000000000002"]
+
+
+def test_the_manifest_goes_first_and_neighbours_stay(tmp_path: Path) -> None:
+    class Recording(LocalStore):
+        deleted: list[str] = []  # noqa: RUF012 - one store in this test
+
+        def delete(self, key: str) -> None:
+            self.deleted.append(key)
+            super().delete(key)
+
+    store = Recording(str(tmp_path))
+    for key in ("c/1/a.safetensors", "c/1/manifest.json", "c/10/manifest.json"):
+        store.write(key, b"x")
+    delete(store, "c/1")
+    assert store.deleted == ["c/1/manifest.json", "c/1/a.safetensors"]
+    assert list(store.keys()) == ["c/10/manifest.json"]

@@ -1,0 +1,88 @@
+"""Both stores keep the same promises: the local folder and a real S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffussm.checkpoint.store import AlreadyExists, LocalStore, NotFound, Store, open_store
+from diffussm.errors import StorageError
+from tests.s3 import S3Server
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(str(tmp_path / "run"))
+    server = request.getfixturevalue("s3_server")
+    return open_store(server.url(f"store/{tmp_path.name}"))
+
+
+def test_what_is_written_is_read_listed_and_deleted(store: Store, tmp_path: Path) -> None:
+    store.write("a/1.json", b"one")
+    store.write("a/1.json", b"two")
+    store.write("b.txt", b"")
+    source = tmp_path / "big.bin"
+    source.write_bytes(bytes(range(256)) * 40_000)  # above the size from which S3 uploads in parts
+    store.upload(source, "a/big.bin")
+    assert list(store.keys()) == ["a/1.json", "a/big.bin", "b.txt"]
+    assert list(store.keys("a/")) == ["a/1.json", "a/big.bin"]
+    assert store.read("a/1.json") == b"two"
+    assert store.size("a/big.bin") == 10_240_000
+    assert store.fetch("a/big.bin", tmp_path / "copies").read_bytes() == source.read_bytes()
+    store.delete("a/1.json")
+    store.delete("a/1.json")
+    assert not store.exists("a/1.json")
+    assert store.exists("b.txt")
+
+
+def test_absent_keys_are_not_found(store: Store, tmp_path: Path) -> None:
+    for look in (lambda: store.read("x"), lambda: store.size("x"), lambda: store.fetch("x", tmp_path)):
+        with pytest.raises(NotFound, match="x"):
+            look()
+
+
+def test_only_one_creates(store: Store) -> None:
+    store.write("attempts/1/start.json", b"first", create=True)
+    with pytest.raises(AlreadyExists):
+        store.write("attempts/1/start.json", b"second", create=True)
+    assert store.read("attempts/1/start.json") == b"first"
+
+
+def test_the_writability_check_leaves_nothing(store: Store) -> None:
+    store.check_writable()
+    assert list(store.keys()) == []
+
+
+def test_a_file_in_the_way_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        LocalStore(str(tmp_path / "file")).check_writable()
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(str(tmp_path))
+    store.write("a", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_wrong_credentials_say_so(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="credentials"):
+        open_store(s3_server.url("denied")).check_writable()
+
+
+def test_unknown_schemes_and_missing_buckets_are_refused() -> None:
+    with pytest.raises(StorageError, match="gs://"):
+        open_store("gs://bucket/x")
+    with pytest.raises(StorageError, match="names no bucket"):
+        open_store("s3:///x")

@@ -1,0 +1,115 @@
+"""The training of real processes without Ray: resume, world sizes and stages give the same run."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from diffussm.checkpoint import restore
+from diffussm.checkpoint.store import open_store
+from diffussm.config.schema import Config
+from diffussm.errors import DivergedError
+from diffussm.train import loop
+from diffussm.train.world import current
+from tests.runs import BATCH, final_losses, tiny_run
+
+STEPS = 10
+
+
+class Stopped(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    return tiny_run(tmp_path, images=STEPS * BATCH, checkpoint_images=3 * BATCH)
+
+
+def named(cfg: Config, name: str, **train: Any) -> Config:
+    return replace(cfg, name=name, train=replace(cfg.train, **train))
+
+
+def run(cfg: Config, tmp_path: Path, stop_after: int = 0) -> list[dict[str, Any]]:
+    """Train on this rank; with `stop_after` rank 0 leaves in the middle of that many steps."""
+    cfg.cluster.workers = dist.get_world_size()
+    said: list[dict[str, Any]] = []
+
+    def announce(record: dict[str, Any]) -> None:
+        said.append(record)
+        if record["kind"] == "progress" and record["images"] == stop_after * BATCH:
+            raise Stopped
+
+    world = current(torch.device("cpu"))
+    with contextlib.suppress(Stopped):
+        loop.train(cfg, world, attempt=1, scratch=tmp_path / f"scratch{world.rank}", announce=announce)
+    return said
+
+
+def state(cfg: Config) -> dict[str, torch.Tensor]:
+    store = open_store(f"{cfg.storage}/{cfg.name}")
+    folder, manifest = restore.choose(store)
+    return {
+        f"{kind}/{name}": tensor
+        for kind in manifest.kinds
+        for name, tensor in restore.read_weights(store, folder, manifest, kind).items()
+    }
+
+
+@pytest.mark.world_size(1)
+def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(cfg: Config, tmp_path: Path) -> None:
+    whole, cut = named(cfg, "whole"), named(cfg, "cut")
+    run(whole, tmp_path)
+    run(cut, tmp_path, stop_after=5)
+    said = run(cut, tmp_path)
+    started = next(r for r in said if r.get("event") == "resumed")
+    assert started["images"] == 3 * BATCH
+    assert len(final_losses(whole)) == STEPS
+    assert final_losses(cut) == final_losses(whole)
+    expected, found = state(whole), state(cut)
+    assert expected.keys() == found.keys()
+    assert {key.split("/")[0] for key in expected} == {"master", "exp_avg", "exp_avg_sq", "ema"}
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+
+
+@pytest.mark.world_size(2)
+def test_two_ranks_and_other_stages_make_the_same_run(cfg: Config, tmp_path: Path) -> None:
+    """Losses agree to a rounding for ZeRO 1 and 3, and with accumulation."""
+    runs = {
+        name: named(cfg, name, **changes)
+        for name, changes in {
+            "stage1": {"zero_stage": 1}, "stage3": {"zero_stage": 3}, "stage0": {"zero_stage": 0, "micro_batch": 2},
+        }.items()
+    }  # fmt: skip
+    for each in runs.values():
+        run(each, tmp_path)
+        dist.barrier()
+    base = final_losses(runs["stage1"])
+    assert len(base) == STEPS
+    for each in runs.values():
+        for images, loss in final_losses(each).items():
+            assert loss == pytest.approx(base[images], rel=1e-5)
+    run(named(cfg, "stage3", zero_stage=1, images=12 * BATCH), tmp_path)  # goes on under another stage
+    dist.barrier()
+    assert max(final_losses(runs["stage3"])) == 12 * BATCH
+
+
+@pytest.mark.world_size(1)
+def test_a_run_that_is_never_finite_is_stopped_and_keeps_its_last_checkpoint(cfg: Config, tmp_path: Path) -> None:
+    healthy = named(cfg, "bad", images=3 * BATCH)
+    run(healthy, tmp_path)
+    before = state(healthy)
+    patch = pytest.MonkeyPatch()
+    with patch.context() as poisoned:
+        true_loss = loop.loss
+        poisoned.setattr(loop, "loss", lambda *args, **named: true_loss(*args, **named) * float("nan"))
+        with pytest.raises(DivergedError, match="4 steps in a row"):
+            run(named(cfg, "bad", max_nonfinite_steps=4), tmp_path)
+    for key, tensor in state(healthy).items():
+        assert torch.equal(tensor, before[key])

@@ -1,0 +1,168 @@
+"""The command line: light to start, exact in what it passes on, plain in what it refuses."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from diffussm.errors import ConfigError, ExitCode
+from launch import cli, local
+
+HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
+COMMANDS = ("prepare", "train", "sample", "evaluate", "config", "doctor")
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> str:
+    path = tmp_path / "minimal.yaml"
+    path.write_text("name: a-run\ndata:\n  latents: latents\n  resolution_px: 32\ntrain:\n  images: 1000\n")
+    return str(path)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Command lines that a command would have become."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(local, "run", lambda command: commands.append(list(command[3:])))
+    return commands
+
+
+def invoke(*arguments: str) -> None:
+    result = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def main(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from launch import cli; sys.argv[0] = 'diffussm'; cli.main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_exactly_the_commands_that_exist() -> None:
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+    assert tuple(names) == COMMANDS
+
+
+def test_help_and_checking_a_config_import_nothing_heavy(minimal: str) -> None:
+    code = (
+        "import json, sys; import launch.cli; from launch import local, show, plan\n"
+        f"job = local.read({minimal!r}); show.marked(job.cfg); plan.text(job.cfg)\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_takes_less_than_half_a_second(command: str) -> None:
+    """In CPU time, best of three: wall time on a shared machine says more about the others than about us."""
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = main(*([command] if command else []), "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        assert "Usage: diffussm" in done.stdout
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if min(spent) < 0.5:
+            break
+    print(f"diffussm {command} --help: {min(spent):.2f} s of CPU")
+    assert min(spent) < 0.5
+
+
+def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) -> None:
+    invoke("prepare", minimal, "seed=1")
+    invoke("train", minimal)
+    invoke("evaluate", minimal, "--images", "500", "--checkpoint", "256")
+    invoke("doctor")
+    invoke("doctor", minimal)
+    assert started == [
+        ["cluster.driver", "--only", "prepare", minimal, "seed=1"],
+        ["cluster.driver", minimal],
+        ["cluster.driver", "--only", "evaluate", "--checkpoint", "256", minimal, "evaluate.images=500"],
+        ["cluster.preflight"],
+        ["cluster.preflight", minimal],
+    ]
+
+
+def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> None:
+    options = (
+        "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7 --grid g.png --checkpoint 9"
+    )
+    invoke("sample", minimal, *options.split())
+    (command,) = started
+    assert command[:3] == ["cluster.driver", "--only", "sample"]
+    assert command[3:9] == ["--classes", "a,b", "--grid", "g.png", "--checkpoint", "9"]
+    assert set(command[10:]) == {
+        "sample.per_class=3",
+        "sample.guidance=2.5",
+        "sample.sampler=ddim",
+        "sample.steps=20",
+        "sample.seed=7",
+    }
+
+
+def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:
+    result = CliRunner().invoke(cli.app, ["train", minimal, "--dry-run", "train.lr=0.25"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert started == []
+    assert "lr: 0.25  # default: 0.0001" in result.output
+    assert "steps" in result.output
+    assert f"-m cluster.driver {minimal} train.lr=0.25" in result.output
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+def test_a_wrong_config_starts_nothing(command: str, minimal: str, started: list[list[str]]) -> None:
+    with pytest.raises(ConfigError):
+        CliRunner().invoke(cli.app, [command, minimal, "train.imags=3"], catch_exceptions=False)
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "absent.yaml"], ExitCode.CONFIG, ["ConfigError", "absent.yaml", "->"]),
+        (["train"], ExitCode.USAGE, ["CONFIG"]),
+        (["trian"], ExitCode.USAGE, ["trian"]),
+        (["train", "x.yaml", "--steps", "3"], ExitCode.USAGE, ["--steps"]),
+        (["config", "seed=3"], ExitCode.USAGE, ["seed=3", "config FILE"]),
+    ],
+)
+def test_refusals_have_their_exit_code_and_no_traceback(
+    arguments: Sequence[str], code: ExitCode, words: list[str]
+) -> None:
+    done = main(*arguments)
+    assert done.returncode == code
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_bug_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import sys; from launch import cli, local\n"
+        "def broken(*a): raise RuntimeError('a bug')\n"
+        "local.preflight = broken; sys.argv = ['diffussm', 'doctor']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.INTERNAL
+    assert "Traceback" in done.stderr
+    assert "a bug" in done.stderr
+
+
+def test_config_prints_the_config_or_all_keys(minimal: str) -> None:
+    shown = main("config", minimal, "seed=3")
+    assert "seed: 3  # default: 0" in shown.stdout
+    every = main("config")
+    assert "train.images = (must be set)" in every.stdout
+
+
+def test_version() -> None:
+    assert main("--version").stdout.startswith("diffussm 0.")

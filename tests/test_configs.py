@@ -1,0 +1,39 @@
+"""Every file in configs/ is a legal config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffussm.config import check, load
+from diffussm.config.explain import table
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_loads_passes_the_rules_and_is_named_after_its_file(path: Path) -> None:
+    cfg = load(path)
+    check(cfg)
+    assert cfg.name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_first_line_says_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+def test_the_papers_recipe() -> None:
+    cfg = load(next(path for path in CONFIGS if path.stem == "imagenet-256"))
+    assert (cfg.model.preset, cfg.model.hourglass, cfg.model.state) == ("XL", 2, 64)
+    assert (cfg.train.global_batch, cfg.train.images, cfg.train.lr) == (256, 660_000_000, 1e-4)
+    assert (cfg.train.beta1, cfg.train.beta2, cfg.train.weight_decay, cfg.train.ema) == (0.9, 0.999, 0.0, 0.9999)
+    assert (cfg.train.warmup_images, cfg.train.decay_images) == (0, 0)
+    assert (cfg.diffusion.timesteps, cfg.diffusion.beta_start, cfg.diffusion.beta_end) == (1000, 1e-4, 0.02)
+    assert (cfg.diffusion.label_drop, cfg.sample.steps, cfg.sample.guidance) == (0.1, 250, 1.5)
+    assert cfg.data.resolution_px == 256
+
+
+def test_there_is_a_config_for_each_source() -> None:
+    assert {load(path).data.source.name for path in CONFIGS} == set(table()["data.source"].choices)
