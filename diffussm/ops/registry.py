@@ -26,10 +26,11 @@ AUTO = "auto"
 _MODULES: dict[str, str] = {
     "reference": "diffussm.ops.reference",
     "torch": "diffussm.ops.torch",
+    "cpu": "diffussm.ops.cpu",
 }
 """Backend name -> module with its BACKEND; imported when first asked for."""
 
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("torch",), "cuda": ("torch",)}
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "torch"), "cuda": ("torch",)}
 """Device type -> backends that `auto` tries there, best first; other devices use `torch`."""
 
 
