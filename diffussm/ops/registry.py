@@ -26,12 +26,13 @@ AUTO = "auto"
 _MODULES: dict[str, str] = {
     "reference": "diffussm.ops.reference",
     "torch": "diffussm.ops.torch",
+    "cpu": "diffussm.ops.cpu",
     "triton": "diffussm.ops.triton",
     "cuda": "diffussm.ops.cuda",
 }
 """Backend name -> module with its BACKEND; imported when first asked for."""
 
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("torch",), "cuda": ("triton", "torch")}
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 """Device type -> backends that `auto` tries there, best first; other devices use `torch`."""
 
 

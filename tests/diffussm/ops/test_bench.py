@@ -1,0 +1,63 @@
+"""The benchmark measures the right thing: rows, ratios, errors, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffussm.ops import SSMParams, bench, parity, textbook
+from diffussm.ops.reference import BACKEND as REFERENCE
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_textbook_formula_is_the_reference(shared: bool) -> None:
+    u, forward, backward = parity.example(2, 37, 5, 4, CPU, torch.float64, shared)
+    expected = REFERENCE.conv(u, REFERENCE.kernel(forward, 37), REFERENCE.kernel(backward, 37))
+    assert parity.relative_error(textbook.bidirectional_ssm(u, forward, backward), expected) < 1e-12
+    k_f, k_b = (REFERENCE.kernel(p, 37) for p in (forward, backward))
+    assert parity.relative_error(textbook.bidirectional_conv(u, k_f, k_b), expected) < 1e-12
+
+
+def test_one_row_for_each_backend_mode_and_size() -> None:
+    rows = bench.bench([8, 16], [1, 2], [4], backends=["torch"], device=CPU, states=2, repeats=1)
+    assert len(rows) == 2 * 2 * len(bench.MODES) * 2
+    for row in rows:
+        assert row.ms_low <= row.ms <= row.ms_high
+        assert row.error < 5e-6
+        assert row.ns_per_element == pytest.approx(1e6 * row.ms / (row.batch * row.length * row.channels))
+        assert (row.saved_bytes > 0) == (row.mode == "forward+backward")
+        if row.backend == bench.TEXTBOOK:
+            assert row.ratio == 1
+
+
+def test_saved_bytes_stay_within_the_budget() -> None:
+    rows = bench.bench([64], [8], [12], backends=["torch"], device=CPU, modes=["forward+backward"], repeats=1)
+    ours = next(row for row in rows if row.backend == "torch")
+    theirs = next(row for row in rows if row.backend == bench.TEXTBOOK)
+    assert ours.saved_bytes <= 4 * 8 * 64 * 12 + 24 * 64 * 12
+    assert theirs.saved_bytes > 3 * ours.saved_bytes
+
+
+def test_a_wrong_output_shows_as_an_error() -> None:
+    case = bench._Case(1, 16, 6, 2, CPU, torch.float32)
+    y = textbook.bidirectional_ssm(case.u, case.forward, case.backward).detach()
+    assert case.error(y) < 5e-6
+    assert case.error(torch.zeros_like(y)) == pytest.approx(1)
+    assert case.error(y.roll(6, dims=2)) > 0.1
+
+
+def test_slices_of_the_textbook_cover_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = bench._Case(1, 16, 7, 2, CPU, torch.float32)
+    monkeypatch.setattr(bench, "_TEXTBOOK_BYTES", 2 * 8 * 2 * 16)
+    parts = list(bench._slices(case))
+    assert [i for s in parts for i in range(s.start, s.stop)] == list(range(7))
+    assert len(parts) == 4
+    whole = SSMParams(*(p.detach() for p in case.forward))
+    assert torch.allclose(bench._sliced_kernel(case, whole), textbook.kernel(whole, 16), atol=1e-6)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="sideways"):
+        bench.bench([4], [1], [2], backends=["torch"], device=CPU, modes=["sideways"])
