@@ -21,7 +21,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(width=64, depth=2),  # tests
-    "emoji": Preset(width=192, depth=6),  # the quick start: minutes on two CPU cores
+    "emoji": Preset(width=160, depth=6),  # the quick start: minutes on two CPU cores
     "S": Preset(width=384, depth=12),  # the paper's smallest width; DiT-S's depth
     "B": Preset(width=768, depth=12),  # DiT-B's shape
     "L": Preset(width=1024, depth=24),  # DiT-L's shape; the paper gives no depth for its own L

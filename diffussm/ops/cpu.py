@@ -4,6 +4,8 @@ The sources in `csrc` are compiled on first use (`build.py`). The right-angle tr
 to 2L; its stages are fused with reading, multiplying and writing, so u and y are touched once each. bf16 is read and
 written as it is, fp16 is converted around the call; all arithmetic is fp32, and float64 where it sets the precision of
 the kernels. Uses `torch.get_num_threads()` threads; results do not depend on their number.
+
+There is no fused `ssm`: keeping two (D, L) kernels for the backward pass is cheaper than making them twice.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class _ConvArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("u", "dy", "k_f", "k_b", "y", "du", "dk_f", "dk_b")),
         *((name, ctypes.c_long) for name in ("u_batch", "u_row", "dy_batch", "dy_row", "batch", "length", "channels")),
-        *((name, ctypes.c_int) for name in ("is_bf16", "shared", "tiled", "threads")),
+        *((name, ctypes.c_int) for name in ("is_bf16", "shared", "threads")),
     )
 
 
@@ -38,7 +40,7 @@ class _KernelArgs(ctypes.Structure):
         ("k", ctypes.c_void_p),
         *((f"d_{name}", ctypes.c_void_p) for name in SSMParams._fields),
         *((name, ctypes.c_long) for name in ("length", "channels", "states")),
-        *((name, ctypes.c_int) for name in ("tiled", "threads")),
+        *((name, ctypes.c_int) for name in ("threads",)),
     )
 
 
@@ -61,38 +63,20 @@ class CpuBackend:
 
     def kernel(self, params: SSMParams, length: int) -> Tensor:
         """(D, length) kernels with the skip at l = 0, in the parameters' dtype."""
-        return _kernel(params, length, tiled=False).to(params.c.dtype)
+        return _kernel(params, length).to(params.c.dtype)
 
     def kernel_backward(self, dk: Tensor, params: SSMParams) -> SSMParams:
         """Gradients of the parameters from dk (D, L)."""
-        return _kernel_backward(_float(dk), params, dk.shape[1], tiled=False)
+        return _kernel_backward(_float(dk), params, dk.shape[1])
 
     def conv(self, u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
         """y (B, L, 2D) from u (B, L, D) or (B, L, 2D) and the kernels (D, L)."""
-        return _conv(u, _float(k_f), _float(k_b), k_f.shape[0], tiled=False)
+        return _conv(u, _float(k_f), _float(k_b), k_f.shape[0])
 
     def conv_backward(self, dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """du like u, dk_f and dk_b (D, L), from dy (B, L, 2D). The transform of u is made again, not kept."""
-        du, dk_f, dk_b = _conv_backward(dy, u, _float(k_f), _float(k_b), k_f.shape[0], tiled=False)
+        du, dk_f, dk_b = _conv_backward(dy, u, _float(k_f), _float(k_b), k_f.shape[0])
         return du, dk_f.to(k_f.dtype), dk_b.to(k_b.dtype)
-
-    def ssm(self, u: Tensor, forward: SSMParams, backward: SSMParams) -> Tensor:
-        """y (B, L, 2D). The kernels exist for the length of the call only, in the order in which they are read."""
-        k_f, k_b = (_kernel(p, u.shape[1], tiled=True) for p in (forward, backward))
-        return _conv(u, k_f, k_b, forward.channels, tiled=True)
-
-    def ssm_backward(
-        self, dy: Tensor, u: Tensor, forward: SSMParams, backward: SSMParams
-    ) -> tuple[Tensor, SSMParams, SSMParams]:
-        """du like u, and the gradients of both directions' parameters. The kernels are made again, not kept."""
-        length = u.shape[1]
-        k_f, k_b = (_kernel(p, length, tiled=True) for p in (forward, backward))
-        du, dk_f, dk_b = _conv_backward(dy, u, k_f, k_b, forward.channels, tiled=True)
-        return (
-            du,
-            _kernel_backward(dk_f, forward, length, tiled=True),
-            _kernel_backward(dk_b, backward, length, tiled=True),
-        )
 
 
 @functools.cache
@@ -101,7 +85,6 @@ def _library() -> ctypes.CDLL:
     for function in (library.diffussm_conv, library.diffussm_kernel):
         function.argtypes = (ctypes.c_void_p, ctypes.c_int)
         function.restype = None
-    library.diffussm_lanes.restype = ctypes.c_int
     return library
 
 
@@ -115,41 +98,32 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
 
-def _new_kernels(channels: int, length: int, *, tiled: bool) -> Tensor:
-    """(D, L), or in tiles (ceil(D / lanes), L, lanes); not initialised."""
-    lanes = _library().diffussm_lanes()
-    shape = (-(-channels // lanes), length, lanes) if tiled else (channels, length)
-    return torch.empty(shape, dtype=torch.float32)
-
-
-def _kernel_args(params: list[Tensor], k: Tensor, length: int, *, tiled: bool) -> _KernelArgs:
+def _kernel_args(params: list[Tensor], k: Tensor, length: int) -> _KernelArgs:
     channels, states = params[1].shape
-    args = _KernelArgs(
-        k=k.data_ptr(), length=length, channels=channels, states=states, tiled=tiled, threads=torch.get_num_threads()
-    )
+    args = _KernelArgs(k=k.data_ptr(), length=length, channels=channels, states=states, threads=torch.get_num_threads())
     for name, value in zip(SSMParams._fields, params, strict=True):
         setattr(args, name, value.data_ptr())
     return args
 
 
-def _kernel(params: SSMParams, length: int, *, tiled: bool) -> Tensor:
+def _kernel(params: SSMParams, length: int) -> Tensor:
     values = [_float(p) for p in params]
-    k = _new_kernels(params.channels, length, tiled=tiled)
-    _library().diffussm_kernel(ctypes.byref(_kernel_args(values, k, length, tiled=tiled)), 0)
+    k = torch.empty(params.channels, length)
+    _library().diffussm_kernel(ctypes.byref(_kernel_args(values, k, length)), 0)
     return k
 
 
-def _kernel_backward(dk: Tensor, params: SSMParams, length: int, *, tiled: bool) -> SSMParams:
+def _kernel_backward(dk: Tensor, params: SSMParams, length: int) -> SSMParams:
     values = [_float(p) for p in params]
     grads = [torch.empty_like(p) for p in values]
-    args = _kernel_args(values, dk, length, tiled=tiled)
+    args = _kernel_args(values, dk, length)
     for name, grad in zip(SSMParams._fields, grads, strict=True):
         setattr(args, f"d_{name}", grad.data_ptr())
     _library().diffussm_kernel(ctypes.byref(args), 1)
     return SSMParams(*(g.to(p.dtype) for g, p in zip(grads, params, strict=True)))
 
 
-def _conv_args(u: Tensor, k_f: Tensor, k_b: Tensor, channels: int, *, tiled: bool) -> _ConvArgs:
+def _conv_args(u: Tensor, k_f: Tensor, k_b: Tensor, channels: int) -> _ConvArgs:
     return _ConvArgs(
         u=u.data_ptr(),
         k_f=k_f.data_ptr(),
@@ -161,27 +135,24 @@ def _conv_args(u: Tensor, k_f: Tensor, k_b: Tensor, channels: int, *, tiled: boo
         channels=channels,
         is_bf16=u.dtype == torch.bfloat16,
         shared=is_shared(u, channels),
-        tiled=tiled,
         threads=torch.get_num_threads(),
     )
 
 
-def _conv(u: Tensor, k_f: Tensor, k_b: Tensor, channels: int, *, tiled: bool) -> Tensor:
+def _conv(u: Tensor, k_f: Tensor, k_b: Tensor, channels: int) -> Tensor:
     rows = _rows(u)
     y = rows.new_empty(u.shape[0], u.shape[1], 2 * channels)
-    args = _conv_args(rows, k_f, k_b, channels, tiled=tiled)
+    args = _conv_args(rows, k_f, k_b, channels)
     args.y = y.data_ptr()
     _library().diffussm_conv(ctypes.byref(args), 0)
     return y.to(u.dtype)
 
 
-def _conv_backward(
-    dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor, channels: int, *, tiled: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _conv_backward(dy: Tensor, u: Tensor, k_f: Tensor, k_b: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, dy_rows = _rows(u), _rows(dy.to(u.dtype))
     du = rows.new_empty(u.shape)
-    dk_f, dk_b = (_new_kernels(channels, u.shape[1], tiled=tiled) for _ in range(2))
-    args = _conv_args(rows, k_f, k_b, channels, tiled=tiled)
+    dk_f, dk_b = torch.empty_like(k_f), torch.empty_like(k_b)
+    args = _conv_args(rows, k_f, k_b, channels)
     args.dy, args.du, args.dk_f, args.dk_b = dy_rows.data_ptr(), du.data_ptr(), dk_f.data_ptr(), dk_b.data_ptr()
     args.dy_batch, args.dy_row = dy_rows.stride(0), dy_rows.stride(1)
     _library().diffussm_conv(ctypes.byref(args), 1)

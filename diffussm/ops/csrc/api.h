@@ -11,14 +11,14 @@ struct ConvArgs {
   const void* u;   // (B, L, D) if shared, else (B, L, 2D): the forward direction's input, then the backward's
   const void* dy;  // (B, L, 2D)
   const float* k_f;
-  const float* k_b;  // kernels: (D, L), or if tiled (D / LANES, L, LANES), the missing channels 0
+  const float* k_b;  // kernels, (D, L)
   void* y;           // (B, L, 2D)
   void* du;          // like u, contiguous
   float* dk_f;
   float* dk_b;  // like the kernels
   long u_batch, u_row, dy_batch, dy_row;
   long batch, length, channels;
-  int is_bf16, shared, tiled, threads;
+  int is_bf16, shared, threads;
 };
 
 struct KernelArgs {
@@ -36,14 +36,13 @@ struct KernelArgs {
   float* d_c;
   float* d_skip;
   long length, channels, states;
-  int tiled, threads;
+  int threads;
 };
 
 }  // namespace diffussm
 
 #pragma GCC visibility push(default)
 extern "C" {
-int diffussm_lanes();
 void diffussm_conv(const diffussm::ConvArgs* args, int gradients);
 void diffussm_kernel(const diffussm::KernelArgs* args, int gradients);
 }

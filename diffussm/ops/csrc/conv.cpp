@@ -2,7 +2,7 @@
 //
 // A work item is a group of channels and a slice of the batch; when the directions read inputs of their own it is also
 // one direction. A group is a cache line of fp32 channels, so that every line of u and y is used whole while it is at
-// hand. Kernels come either as (D, L) rows or in tiles (D / LANES, L, LANES), which saves the transposes.
+// hand.
 #include "conv.h"
 
 #include <memory>
@@ -46,12 +46,8 @@ template <int LEAF, int W>
 void kernel_spectrum(const ConvArgs& a, const Item& it, const float* k, vf* rows, vf* x) {
   const float scale = 1.0f / static_cast<float>(it.plan.points);
   for (int w = 0; w < W; ++w, x += it.pitch) {
-    float* from = const_cast<float*>(k) + (it.first + w * LANES) * a.length;
-    if (!a.tiled) {
-      rows_to_lanes(from, a.length, it.lanes, rows);
-      from = reinterpret_cast<float*>(rows);
-    }
-    first_stage<1>(it.plan, x, 0, a.length, KernelRows{from, scale});
+    rows_to_lanes(k + (it.first + w * LANES) * a.length, a.length, it.lanes, rows);
+    first_stage<1>(it.plan, x, 0, a.length, KernelRows{reinterpret_cast<float*>(rows), scale});
     vf* const forward[] = {x};
     vf* const inverse[] = {static_cast<vf*>(nullptr)};
     middle<LEAF>(it.plan, forward, inverse, [=](long o) { transform_leaf<LEAF>(x + o); });
@@ -200,11 +196,7 @@ void sum_slices(const ConvArgs& a, const float* partial, long slices, long plane
       sum[l] = load(from + l * LANES);
       for (long s = 1; s < slices; ++s) sum[l] += load(from + 2 * s * plane + l * LANES);
     }
-    if (a.tiled) {
-      std::memcpy(out, sum, sizeof(vf) * static_cast<size_t>(a.length));
-    } else {
-      lanes_to_rows(sum, a.length, lanes_of(a.channels, tile), out);
-    }
+    lanes_to_rows(sum, a.length, lanes_of(a.channels, tile), out);
   }
 }
 
@@ -212,18 +204,17 @@ template <class T, int LEAF>
 void backward(const ConvArgs& a) {
   const long slices = slices_of(a.batch, a.channels), plane = tiles_of(a.channels) * a.length * LANES;
   advise_huge(a.du, sizeof(T) * static_cast<size_t>((a.shared ? 1 : 2) * a.batch * a.length * a.channels));
-  const bool in_place = a.tiled && slices == 1;
-  const std::unique_ptr<float[]> partial(in_place ? nullptr : new float[static_cast<size_t>(2 * slices * plane)]);
+  const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(2 * slices * plane)]);
   for_each_item(a, 7, [&](const Item& it, long slice, auto whole) {
-    float* dk_f = in_place ? a.dk_f : partial.get() + 2 * slice * plane;
-    float* dk_b = in_place ? a.dk_b : dk_f + plane;
+    float* dk_f = partial.get() + 2 * slice * plane;
+    float* dk_b = dk_f + plane;
     if constexpr (whole) {
       backward_item<T, LEAF, WIDE, true>(a, it, dk_f, dk_b);
     } else {
       backward_item<T, LEAF, 1, false>(a, it, dk_f, dk_b);
     }
   });
-  if (!in_place) sum_slices(a, partial.get(), slices, plane);
+  sum_slices(a, partial.get(), slices, plane);
 }
 
 template <class T>
@@ -238,8 +229,6 @@ void dispatch(const ConvArgs& a, bool gradients) {
 
 }  // namespace
 }  // namespace diffussm
-
-extern "C" int diffussm_lanes() { return diffussm::LANES; }
 
 extern "C" void diffussm_conv(const diffussm::ConvArgs* args, int gradients) {
   if (args->is_bf16) {

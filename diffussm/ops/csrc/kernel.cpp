@@ -121,7 +121,6 @@ void tile_kernel(const KernelArgs& p, long tile, Modes& modes) {
   const long count = 2 * p.states, pitch = count + 1;  // an odd pitch spreads the rows over the cache sets
   vf* fine = scratch().take((size.fine + size.coarse) * pitch + p.length);
   vf *coarse = fine + size.fine * pitch, *rows = coarse + size.coarse * pitch;
-  vf* k = p.tiled ? reinterpret_cast<vf*>(p.k + tile * p.length * LANES) : rows;
   modes.read(p, tile, lanes);
   for (long n = 0; n < p.states; ++n) {
     const auto &m0 = modes.at(n, 0), &m1 = modes.at(n, 1);
@@ -146,16 +145,14 @@ void tile_kernel(const KernelArgs& p, long tile, Modes& modes) {
         for (int i = 0; i < MI; ++i) {
           for (int j = 0; j < NJ; ++j) {
             const long l = (l1 + i) * size.fine + l0 + j;
-            if (l < p.length) store(reinterpret_cast<float*>(k + l), sum[i][j]);
+            if (l < p.length) rows[l] = sum[i][j];
           }
         }
       }
     }
   }
-  const vf skip = load_part(p.skip + tile * LANES, lanes);
-  float* first = reinterpret_cast<float*>(k);
-  store(first, load(first) + skip);
-  if (!p.tiled) lanes_to_rows(rows, p.length, lanes, p.k + tile * LANES * p.length);
+  rows[0] += load_part(p.skip + tile * LANES, lanes);
+  lanes_to_rows(rows, p.length, lanes, p.k + tile * LANES * p.length);
 }
 
 // Sums over l0 of one group of MI / 2 rows of dk and of the same rows weighted by l0, times z^l0.
@@ -208,11 +205,7 @@ void tile_gradients(const KernelArgs& p, long tile, Modes& modes) {
   vf* dk = scratch().take(2 * cells + 2 * p.states * (size.fine + size.coarse) + 4 * p.states);
   vf *weighted = dk + cells, *fine = weighted + cells, *coarse = fine + 2 * p.states * size.fine;
   vf* sums = coarse + 2 * p.states * size.coarse;
-  if (p.tiled) {
-    std::memcpy(dk, p.k + tile * p.length * LANES, sizeof(vf) * static_cast<size_t>(p.length));
-  } else {
-    rows_to_lanes(p.k + tile * LANES * p.length, p.length, lanes, dk);
-  }
+  rows_to_lanes(p.k + tile * LANES * p.length, p.length, lanes, dk);
   std::fill(dk + p.length, dk + cells, zero());
   for (long l = 0; l < cells; ++l) weighted[l] = dk[l] * static_cast<float>(l % size.fine);
   std::fill(sums, sums + 4 * p.states, zero());

@@ -19,14 +19,24 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 CPU = torch.device("cpu")
 
 
+def output(u: Tensor, forward: SSMParams, backward: SSMParams) -> Tensor:
+    """y, parameters to output."""
+    return BACKEND.conv(u, BACKEND.kernel(forward, u.shape[1]), BACKEND.kernel(backward, u.shape[1]))
+
+
+def gradients(dy: Tensor, u: Tensor, forward: SSMParams, backward: SSMParams) -> tuple[Tensor, SSMParams, SSMParams]:
+    """du and the gradients of both directions' parameters."""
+    k_f, k_b = BACKEND.kernel(forward, u.shape[1]), BACKEND.kernel(backward, u.shape[1])
+    du, dk_f, dk_b = BACKEND.conv_backward(dy, u, k_f, k_b)
+    return du, BACKEND.kernel_backward(dk_f, forward), BACKEND.kernel_backward(dk_b, backward)
+
+
 def both_ways(
-    u: Tensor, dy: Tensor, forward: SSMParams, backward: SSMParams, fused: bool
+    u: Tensor, dy: Tensor, forward: SSMParams, backward: SSMParams
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Output and gradients of the backend and of the reference."""
-    expected = parity._composed(REFERENCE, u, dy, forward, backward)
-    if fused:
-        return parity._fused(BACKEND, u, dy, forward, backward), expected
-    return parity._composed(BACKEND, u, dy, forward, backward), expected
+    found = parity._composed(BACKEND, u, dy, forward, backward)
+    return found, parity._composed(REFERENCE, u, dy, forward, backward)
 
 
 def assert_agrees(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -40,18 +50,17 @@ def assert_agrees(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: 
             assert error < (on_output if name == "y" else on_gradient), (name, error)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "states"),
     [(2, 1, 3, 2), (1, 2, 16, 1), (3, 15, 17, 3), (2, 16, 32, 4), (2, 33, 40, 4), (17, 64, 24, 5), (1, 300, 9, 32)],
 )
 def test_output_and_every_gradient_agree_with_float64(
-    batch: int, length: int, channels: int, states: int, shared: bool, fused: bool
+    batch: int, length: int, channels: int, states: int, shared: bool
 ) -> None:
     u, forward, backward = parity.example(batch, length, channels, states, CPU, torch.float32, shared)
     dy = torch.randn(batch, length, 2 * channels, generator=torch.Generator().manual_seed(3))
-    assert_agrees(*both_ways(u, dy, forward, backward, fused), torch.float32)
+    assert_agrees(*both_ways(u, dy, forward, backward), torch.float32)
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,7 +73,7 @@ def test_output_and_every_gradient_agree_with_float64(
 def test_any_shape_agrees_with_float64(batch: int, length: int, channels: int, shared: bool) -> None:
     u, forward, backward = parity.example(batch, length, channels, 3, CPU, torch.float32, shared)
     dy = torch.randn(batch, length, 2 * channels, generator=torch.Generator().manual_seed(4))
-    assert_agrees(*both_ways(u, dy, forward, backward, True), torch.float32)
+    assert_agrees(*both_ways(u, dy, forward, backward), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -72,7 +81,7 @@ def test_any_shape_agrees_with_float64(batch: int, length: int, channels: int, s
 def test_half_precisions_agree_within_their_rounding(dtype: torch.dtype, shared: bool) -> None:
     u, forward, backward = parity.example(3, 70, 21, 4, CPU, dtype, shared)
     dy = torch.randn(3, 70, 42, generator=torch.Generator().manual_seed(5)).to(dtype)
-    assert_agrees(*both_ways(u, dy, forward, backward, True), dtype)
+    assert_agrees(*both_ways(u, dy, forward, backward), dtype)
 
 
 def test_bf16_rounds_to_nearest_even_and_keeps_nan() -> None:
@@ -96,7 +105,7 @@ def test_long_sequences_agree_with_the_textbook_in_float64(length: int) -> None:
     u, forward, backward = parity.example(1, length, 5, 32, CPU, torch.float32, True)
     wide = [SSMParams(*(p.double() for p in side)) for side in (forward, backward)]
     expected = textbook.bidirectional_ssm(u.double(), *wide)
-    assert parity.relative_error(BACKEND.ssm(u, forward, backward), expected) < 5e-6
+    assert parity.relative_error(output(u, forward, backward), expected) < 5e-6
     found = BACKEND.kernel_backward(torch.randn(5, length, generator=torch.Generator().manual_seed(7)), forward)
     leaves = [p.double().requires_grad_() for p in forward]
     k = textbook.kernel(SSMParams(*leaves), length)
@@ -136,8 +145,8 @@ def test_strided_and_expanded_inputs_read_the_same_values() -> None:
 def test_an_empty_batch_gives_empty_output_and_zero_gradients() -> None:
     _, forward, backward = parity.example(1, 20, 18, 2, CPU, torch.float32, True)
     u, dy = torch.empty(0, 20, 18), torch.empty(0, 20, 36)
-    assert BACKEND.ssm(u, forward, backward).shape == (0, 20, 36)
-    du, *grads = BACKEND.ssm_backward(dy, u, forward, backward)
+    assert output(u, forward, backward).shape == (0, 20, 36)
+    du, *grads = gradients(dy, u, forward, backward)
     assert du.shape == u.shape
     assert all(float(g.abs().sum()) == 0 for side in grads for g in side)
 
@@ -150,8 +159,8 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            du, d_forward, d_backward = BACKEND.ssm_backward(dy, u, forward, backward)
-            results.append([BACKEND.ssm(u, forward, backward), du, *d_forward, *d_backward])
+            du, d_forward, d_backward = gradients(dy, u, forward, backward)
+            results.append([output(u, forward, backward), du, *d_forward, *d_backward])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -175,8 +184,9 @@ def test_gradients_flow_through_the_custom_ops() -> None:
 
 def test_opcheck_and_compile_accept_the_backend() -> None:
     u, forward, backward = parity.example(2, 12, 5, 2, CPU, torch.float32, True)
-    args = (u.requires_grad_(), [p.requires_grad_() for p in forward], [p.requires_grad_() for p in backward], "cpu")
-    torch.library.opcheck(torch.ops.diffussm.bidirectional_ssm.default, args)
+    k = [BACKEND.kernel(p, 12).requires_grad_() for p in (forward, backward)]
+    torch.library.opcheck(torch.ops.diffussm.bidirectional_conv.default, (u.requires_grad_(), *k, "cpu"))
+    torch.library.opcheck(torch.ops.diffussm.ssm_kernel.default, (*(p.requires_grad_() for p in forward), 12, "cpu"))
     run = torch.compile(
         lambda x: bidirectional_ssm(x, forward, backward, backend="cpu"), backend="aot_eager", fullgraph=True
     )
