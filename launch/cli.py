@@ -103,6 +103,18 @@ def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
     local.run(local.preflight(local.read(config, overrides) if config else None))
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
+    """Measure as ratios: op, block or loop.
+
+    op: the operator's backends against the textbook formula. block: against a DiT block. loop: our training loop against
+    a bare one. Options: --lengths, --batches, --widths, --modes (A,B,...), --rounds, --threads, --json.
+    """
+    if what not in ("op", "block", "loop"):
+        raise UsageError(f"found bench {what!r}; allowed: op, block, loop", "write diffussm bench op")
+    local.run(local.bench(what, passed))
+
+
 def main() -> None:
     """Console script: run the command; tell a typed error in two lines and exit with its code."""
     try:

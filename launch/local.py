@@ -83,6 +83,11 @@ def preflight(job: Job | None) -> list[str]:
     return [*_module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
 
 
+def bench(what: str, passed: Sequence[str]) -> list[str]:
+    """The command line of `diffussm bench`."""
+    return [*_module("diffussm.bench"), what, *passed]
+
+
 def run(command: Sequence[str]) -> NoReturn:
     """Become `command`: signals reach it directly and its exit code is ours."""
     sys.stdout.flush()

@@ -23,3 +23,8 @@ Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: 
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 
 NO_OVERRIDES: list[str] = []
+
+Bench = Annotated[str, Argument(metavar="op|block|loop", help="What to measure.")]
+Passed = Annotated[
+    list[str], Argument(metavar="...", help="CONFIG and key=value (loop), or options of the measurement.")
+]

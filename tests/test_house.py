@@ -34,6 +34,7 @@ TESTED_ELSEWHERE = {
         for part in ("generate", "grad", "launch", "math", "params", "scan")
     },
     "diffussm/ops/parity.py": "tests/diffussm/ops/test_registry.py gives its check right and wrong backends",
+    "diffussm/ops/textbook.py": "tests/diffussm/bench/test_op.py holds it against the reference",
     "launch/options.py": "data without behaviour: tests/launch/test_cli.py uses every option",
 }
 """Modules without a test file of their own, with the reason."""

@@ -41,12 +41,17 @@ class Narrator:
         stamp = "" if self._console.is_terminal else time.strftime("%H:%M:%S ")
         self._console.print(f"{stamp}{line}", markup=False)
 
-    def work(self, what: str, done: int, total: int, unit: str, note: str = "") -> None:
-        """Progress of `what`: done of total units, with rate and ETA. Call it as often as you like."""
+    def work(
+        self, what: str, done: int, total: int, unit: str, note: str = "", rate: float | None = None
+    ) -> None:  # fmt: skip
+        """Progress of `what`: done of total units, with rate and ETA. Call it as often as you like.
+
+        Without a `rate` (units a second) it is taken from the time since the first call.
+        """
         now = self._clock()
         if what != self._work:
             self.end()
-            self._work, self._began, self._first, self._spoke = what, now, done, now
+            self._work, self._began, self._first, self._spoke = what, now, done, -math.inf
             if self._console.is_terminal:
                 self._progress = Progress(
                     TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"),
@@ -54,7 +59,8 @@ class Narrator:
                 )  # fmt: skip
                 self._progress.start()
                 self._task = self._progress.add_task(what, total=total, words="")
-        rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
+        if rate is None:
+            rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
         eta = duration((total - done) / rate) if rate > 0 else "?"
         words = f"{done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  ETA {eta}{'  ' + note if note else ''}"
         if self._progress is not None and self._task is not None:
@@ -78,7 +84,7 @@ class Narrator:
             note += f"  grad {record['grad_norm']:.3g}  lr {record['lr']:.2g}"
             if record["nonfinite_steps"]:
                 note += f"  non-finite steps {record['nonfinite_steps']}"
-            self.work("train", record["images"], record["total"], "images", note)
+            self.work("train", record["images"], record["total"], "images", note, record["images_per_s"])
         else:
             details = {k: v for k, v in record.items() if k not in ("kind", "event", "attempt")}
             self.say(f"{record['event']}: " + ", ".join(f"{key} {value}" for key, value in details.items()))

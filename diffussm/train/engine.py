@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ class Engine:
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=_deepspeed_config(cfg, accumulation, world)
         )
+        if self.stage == 0 and world.size == 1:
+            self.engine.enable_backward_allreduce = False  # nobody to share gradients with: saves copying them twice
         self.adam: torch.optim.Optimizer = optimizer if self.stage == 0 else self.optimizer.optimizer
 
     @property
@@ -102,17 +105,20 @@ class Engine:
         return StepResult(total / len(losses), norm, skipped)
 
     def _guard_plain_gradients(self) -> tuple[float, bool]:
-        """Norm of the already averaged gradients; without ZeRO DeepSpeed steps on non-finite ones, so drop them here.
+        """Norm of the already averaged gradients, which are clipped here, or dropped if they are not finite.
 
-        AdamW passes over parameters without a gradient, moments and step count included.
+        Without ZeRO DeepSpeed would step on non-finite gradients. AdamW passes over parameters without a gradient,
+        moments and step count included.
         """
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        finite = norm == norm and norm != float("inf")
-        if not finite:
-            for parameter in parameters:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not isfinite(norm):
+            for parameter in self.module.parameters():
                 parameter.grad = None
-        return norm, not finite
+            return norm, True
+        if 0 < self.clip < norm:
+            torch._foreach_mul_(gradients, self.clip / norm)
+        return norm, False
 
     def slices(self, *, held: bool = False) -> list[Slice]:
         """This rank's slices of every parameter, in the parameters' order.
@@ -207,7 +213,7 @@ def _deepspeed_config(cfg: TrainConfig, accumulation: int, world: World) -> dict
     return {
         "train_micro_batch_size_per_gpu": cfg.global_batch // world.size // accumulation,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": cfg.grad_clip,
+        "gradient_clipping": cfg.grad_clip if cfg.zero_stage > 0 else 0.0,  # without ZeRO the guard clips
         "zero_optimization": {"stage": cfg.zero_stage},
         "zero_allow_untested_optimizer": True,
         # Autocast keeps every parameter fp32; DeepSpeed's bf16 mode would cast the state-space parameters too.

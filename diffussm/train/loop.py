@@ -15,12 +15,13 @@ from diffussm.data.cursor import Cursor
 from diffussm.diffusion.process import Process
 from diffussm.model import build_model
 from diffussm.naming import RunPaths
+from diffussm.train.ahead import ahead
 from diffussm.train.ema import Ema, decay_for_batch
 from diffussm.train.engine import Engine
 from diffussm.train.guard import Guard
 from diffussm.train.hooks import Announce, Logger, Saver
-from diffussm.train.optim import learning_rate
-from diffussm.train.step import draw, loss
+from diffussm.train.optim import learning_rate, steps_left
+from diffussm.train.step import Inputs, draw, loss
 from diffussm.train.world import World
 
 
@@ -51,9 +52,12 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
     logger.begin(at)
 
     batches = data.batches(Cursor(at.epoch, at.images_in_epoch))
-    while at.images < cfg.train.images:
+
+    def fetch() -> tuple[int, list[Inputs]]:
         epoch, batch = next(batches)
-        micros = [draw(micro, cfg, epoch, data.null_class).to(world.device) for micro in batch.split(micro_batch(cfg))]
+        return epoch, [draw(m, cfg, epoch, data.null_class).to(world.device) for m in batch.split(micro_batch(cfg))]
+
+    for epoch, micros in ahead(fetch, steps_left(cfg.train, at.images)):
         lr = learning_rate(cfg.train, at.images)
         result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
         if not result.skipped:

@@ -40,3 +40,8 @@ def learning_rate(cfg: TrainConfig, images: int) -> float:
     if cfg.decay_images:
         rate *= min(1.0, max(0.0, (cfg.images - images) / cfg.decay_images))
     return rate
+
+
+def steps_left(cfg: TrainConfig, images: int) -> int:
+    """Optimiser steps from `images` on until at least `train.images` are seen."""
+    return max(0, -(-(cfg.images - images) // cfg.global_batch))

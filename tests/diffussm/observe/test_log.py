@@ -26,8 +26,9 @@ def test_a_log_gets_plain_lines_with_rate_and_eta_not_too_many() -> None:
         now[0] = done / 10
         narrator.work("encode", done, 100, "images")
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 1
-    assert "encode  100/100 images  10.0 images/s  ETA 0:00" in lines[0]
+    assert len(lines) == 2
+    assert "encode  0/100 images  0.0 images/s  ETA ?" in lines[0]
+    assert "encode  100/100 images  10.0 images/s  ETA 0:00" in lines[1]
     assert "\x1b" not in stream.getvalue()
 
 
@@ -43,7 +44,15 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_workers_are_heard() -> None:
     stream = io.StringIO()
     narrator = Narrator(stream)
-    progress = {"kind": "progress", "images": 64, "total": 64, "loss": None, "grad_norm": 1.0, "lr": 1e-4}
+    progress = {
+        "kind": "progress",
+        "images": 64,
+        "total": 64,
+        "loss": None,
+        "grad_norm": 1.0,
+        "lr": 1e-4,
+        "images_per_s": 5.0,
+    }
     narrator.hear(progress | {"nonfinite_steps": 3})
     narrator.hear({"kind": "event", "event": "saved", "attempt": 1, "images": 64})
     text = stream.getvalue()

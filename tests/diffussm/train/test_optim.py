@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from diffussm.config.schema import TrainConfig
-from diffussm.train.optim import adamw, learning_rate, parameter_groups
+from diffussm.train.optim import adamw, learning_rate, parameter_groups, steps_left
 
 
 def test_parameters_that_ask_for_no_decay_get_none() -> None:
@@ -29,3 +29,8 @@ def test_learning_rate_rises_stays_and_falls_in_images() -> None:
     assert learning_rate(cfg, 900) == pytest.approx(1.0)
     assert learning_rate(cfg, 1000) == 0.0
     assert learning_rate(TrainConfig(images=10, lr=3.0), 9) == 3.0
+
+
+def test_steps_left_reach_the_end_and_no_further() -> None:
+    cfg = TrainConfig(images=100, global_batch=30)
+    assert [steps_left(cfg, images) for images in (0, 30, 90, 120)] == [4, 3, 1, 0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffussm.ops import SSMParams, bench, parity, textbook
+from diffussm.bench import op as bench
+from diffussm.ops import SSMParams, parity, textbook
 from diffussm.ops.reference import BACKEND as REFERENCE
 
 CPU = torch.device("cpu")

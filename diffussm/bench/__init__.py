@@ -1,0 +1,1 @@
+"""Measurements as ratios, both sides interleaved in one process. Nothing else imports this room."""

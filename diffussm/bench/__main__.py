@@ -1,0 +1,99 @@
+"""`python -m diffussm.bench op|block|loop`: print a table, or JSON with --json. `diffussm bench` becomes this."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from diffussm.bench import block, op
+from diffussm.bench.machine import describe
+from diffussm.errors import DiffuSSMError
+from diffussm.ops import registry
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line that `launch` renders."""
+    parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("op", "block", "loop"))
+    parser.add_argument("config", nargs="?", default="", help="for loop: the run whose training loop is measured")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
+    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32])
+    parser.add_argument("--widths", type=_numbers, default=[384, 1152])
+    parser.add_argument("--modes", type=lambda text: text.split(","), default=list(op.MODES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and return the exit code."""
+    asked = parse(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(asked.threads)
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        rows = {"op": _op, "block": _block, "loop": _loop}[asked.what](asked, device)
+    except DiffuSSMError as error:
+        print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
+        return int(error.code)
+    if asked.json:
+        print(json.dumps({"machine": describe(device), "rows": rows}, indent=1))
+    else:
+        _show(rows, f"{asked.what} on {describe(device)}; {asked.rounds} interleaved rounds, medians")
+    return 0
+
+
+def _op(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    usable = [found.name for found in registry.survey(device, dtype) if found.usable and found.name != "reference"]
+    rows = op.bench(
+        asked.lengths, asked.batches, asked.widths,
+        backends=usable, device=device, dtype=dtype, repeats=asked.rounds, modes=asked.modes,
+    )  # fmt: skip
+    return [asdict(row) for row in rows]
+
+
+def _block(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    sizes = [(length, batch, width) for length in asked.lengths for width in asked.widths for batch in asked.batches]
+    return [asdict(block.bench_block(*size, rounds=asked.rounds, device=device)) for size in sizes]
+
+
+def _loop(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    from diffussm.bench.loop import bench_loop
+    from diffussm.config import check, load
+    from diffussm.data.encode import prepare
+
+    cfg = load(asked.config or "configs/quickstart.yaml", asked.overrides)
+    check(cfg)
+    prepare(cfg)
+    return [asdict(bench_loop(cfg, rounds=asked.rounds))]
+
+
+def _show(rows: list[dict[str, Any]], title: str) -> None:
+    """A table on a terminal; in a pipe as wide as its content."""
+    console = Console(width=None if sys.stdout.isatty() else 220)
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
