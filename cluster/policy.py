@@ -40,10 +40,14 @@ def may_pass(error: BaseException) -> bool:
     """Whether a worker's error may be gone after a restart.
 
     A lost peer shows up as RuntimeError (gloo, NCCL), OSError or one of Ray's own; anything else is a bug that would
-    be met again.
+    be met again, and so would too little memory or a missing file.
     """
     if isinstance(error, DiffuSSMError):
         return error.code in RETRIED
+    if isinstance(error, NotImplementedError | RecursionError | FileNotFoundError | PermissionError):
+        return False
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        return False
     return isinstance(error, RuntimeError | OSError) or type(error).__module__.split(".")[0] == "ray"
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,8 +18,14 @@ from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
 from diffussm.config.frozen import check_frozen
 from diffussm.config.schema import Config
+from diffussm.errors import ConfigError, MissingError
+from diffussm.model.presets import check_fit, resolve
 from diffussm.naming import RunPaths, absolute
 from diffussm.observe.log import Narrator, duration
+
+if TYPE_CHECKING:
+    from diffussm.data.passport import Passport
+    from diffussm.sample import Painter
 
 
 @dataclass
@@ -44,14 +50,17 @@ class Stages:
         began = time.monotonic()
         if self._finished():
             return
-        self._claim()
-        self.prepare()
+        self._check()
+        passport = self.prepare()
+        check_fit(self.cfg.model, passport.latent)
+        self._check_guidance(passport)
+        self.store.write("config.yaml", dump(self.cfg).encode())
         self.train()
         grid = self.sample([], "", None)
         score = self.evaluate(None) if self.cfg.evaluate.enabled else None
         self._finish(grid, score, time.monotonic() - began)
 
-    def prepare(self) -> None:
+    def prepare(self) -> Passport:
         """Make the latents unless they are there; an existing set that does not fit the config is refused."""
         from diffussm.data.encode import prepare
 
@@ -62,6 +71,7 @@ class Stages:
             f"latents: {passport.number:,} images of {len(passport.classes)} classes in {self.cfg.data.latents}"
             + (f" ({len(passport.skipped)} skipped: named in its passport.json)" if passport.skipped else "")
         )
+        return passport
 
     def train(self) -> None:
         """Train through Ray until `train.images`; goes on from the newest checkpoint. Raises what workers raise."""
@@ -108,19 +118,18 @@ class Stages:
         cfg = self.cfg
         painter = self._painter(checkpoint)
         passport = painter.passport
-        source = open_source(cfg.data)
         done = 0
 
         def count(more: int) -> None:
             nonlocal done
             done += more
-            self._work("evaluate", done, cfg.evaluate.images + 2 * passport.number, "pictures")
+            self._work("evaluate", done, cfg.evaluate.images + passport.number, "pictures")
 
         result = evaluate(
             painter.batches(proportional_labels(passport.class_counts, cfg.evaluate.images)),
-            open_extractor(cfg.evaluate.extractor),
+            open_extractor(cfg.evaluate.extractor, painter.device),
             open_store(cfg.data.latents),
-            lambda: picture_batches(source, cfg.evaluate.batch),
+            lambda: picture_batches(open_source(cfg.data), cfg.evaluate.batch),
             n=cfg.evaluate.images,
             count=passport.number,
             data=passport.index_digest,
@@ -133,11 +142,18 @@ class Stages:
         self.narrator.say(result.line())
         return json.loads(result.to_json()) | {"line": result.line()}
 
-    def _painter(self, checkpoint: int | None) -> Any:
+    def _painter(self, checkpoint: int | None) -> Painter:
+        """The network of a checkpoint; the config must be the run's and the latents those of the config."""
+        from diffussm.data import autoencoder
         from diffussm.data.latents import passport
         from diffussm.sample import Painter
 
-        return Painter.load(self.cfg, self.store, passport(self.cfg.data.latents), checkpoint)
+        cfg = self.cfg
+        self._check_frozen()
+        made = passport(cfg.data.latents)
+        made.check(cfg.data, autoencoder.digest(cfg.data.autoencoder))
+        self._check_guidance(made)
+        return Painter.load(cfg, self.store, made, checkpoint, announce=self.narrator.say)
 
     def _work(self, what: str, done: int, total: int, unit: str) -> None:
         self.narrator.work(what, done, total, unit)
@@ -166,22 +182,57 @@ class Stages:
             include_dashboard=True,  # its agent cleans up placement groups
         )
 
-    def _claim(self) -> None:
-        """Before any work: the run's place can be written, and the config agrees with the one kept there.
+    def _check(self) -> None:
+        """Before any work: whatever can be known to fail later fails now.
 
         Raises:
-            StorageError: the place cannot be written.
-            ConfigError: a frozen key differs from the run's.
+            StorageError: the run's place cannot be written.
+            ConfigError: a frozen key differs from the run's; an unknown preset, operator backend or extractor.
+            MissingError: GPUs, or the extractor's weights, are not there.
         """
+        import torch
+
+        from diffussm.evaluate.extractors import open_extractor
+        from diffussm.ops import registry
+
+        cfg = self.cfg
+        resolve(cfg.model)
+        if cfg.model.backend != registry.AUTO:
+            registry.get(cfg.model.backend)
+        if cfg.evaluate.enabled:
+            open_extractor(cfg.evaluate.extractor)
+        wanted, there = cfg.cluster.workers * cfg.cluster.gpus_per_worker, torch.cuda.device_count()
+        if not cfg.cluster.address and wanted > there:
+            raise MissingError(
+                f"cluster: {cfg.cluster.workers} workers with gpus_per_worker={cfg.cluster.gpus_per_worker:g} need "
+                f"{wanted:g} GPUs; this machine has {there}",
+                "set cluster.gpus_per_worker=0 to train on the CPU, or cluster.address to use a Ray cluster",
+            )
         self.store.check_writable()
-        text = dump(self.cfg)
+        self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        """Refuse a config that differs from the run's in a frozen key, once there is a checkpoint made with it."""
+        if next(self.store.keys("checkpoints/"), None) is None:
+            return
+        where = self.paths.config
         try:
             stored = yaml.safe_load(self.store.read("config.yaml"))
-        except NotFound:
-            pass
-        else:
-            check_frozen(stored, yaml.safe_load(text))
-        self.store.write("config.yaml", text.encode())
+        except (NotFound, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{where}: the run has checkpoints, but its config cannot be read ({error})",
+                "restore the file, or give the new run another name",
+            ) from error
+        check_frozen(stored, yaml.safe_load(dump(self.cfg)), where)
+
+    def _check_guidance(self, passport: Passport) -> None:
+        """Guided channels must be channels of the latent."""
+        found, allowed = self.cfg.sample.guidance_channels, passport.latent.channels
+        if found > allowed:
+            raise ConfigError(
+                f"sample.guidance_channels: found {found}; the latents have {allowed} channels (0 guides all)",
+                "set sample.guidance_channels=0",
+            )
 
     def _finished(self) -> bool:
         """Whether the run has its summary for at least the images asked for; if so, say so."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,5 +37,21 @@ def run(job: dict[str, Any]) -> None:
     def announce(record: dict[str, Any]) -> None:
         job["channel"].put(record | {"attempt": attempt})
 
+    _tell_warnings(world.rank, announce)
     with tempfile.TemporaryDirectory(prefix=f"{cfg.name}-{attempt}-") as scratch:
         train(cfg, world, attempt, Path(scratch), announce)
+
+
+def _tell_warnings(rank: int, announce: Callable[[dict[str, Any]], None]) -> None:
+    """Send our own warnings of every rank, and the operator's choice of backend on rank 0, to the driver."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            chosen = rank == 0 and record.name.startswith("diffussm.ops")
+            if record.levelno >= logging.WARNING or chosen:
+                line = {"event": record.levelname.lower(), "rank": rank, "said": record.getMessage()}
+                announce({"kind": "event"} | line)
+
+    logger = logging.getLogger("diffussm")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [Teller()]

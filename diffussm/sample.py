@@ -18,7 +18,7 @@ from diffussm.data import autoencoder
 from diffussm.data.passport import Passport
 from diffussm.diffusion.process import Process
 from diffussm.diffusion.sampling import sample
-from diffussm.errors import ConfigError
+from diffussm.errors import ConfigError, DataError
 from diffussm.model import build_model
 from diffussm.observe.grid import grid
 
@@ -38,7 +38,13 @@ class Painter:
     device: torch.device
 
     @staticmethod
-    def load(cfg: Config, store: Store, passport: Passport, images: int | None = None) -> Painter:
+    def load(
+        cfg: Config,
+        store: Store,
+        passport: Passport,
+        images: int | None = None,
+        announce: Callable[[str], None] = lambda line: None,
+    ) -> Painter:
         """Build the network with a checkpoint's weights: the averaged ones if `sample.ema`, else the raw ones.
 
         Args:
@@ -46,14 +52,22 @@ class Painter:
             store: the run's store.
             passport: of the latents it was trained on.
             images: which checkpoint; None takes the newest that verifies.
+            announce: told which checkpoints are passed over, and why.
 
         Raises:
             DataError: no such checkpoint, or it does not fit the model.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder, manifest = restore.choose(store, images)
+        folder, manifest = restore.choose(store, images, announce)
         weights = restore.read_weights(store, folder, manifest, "ema" if cfg.sample.ema else "master")
         model = build_model(cfg.model, passport.latent)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if shapes != manifest.shapes:
+            different = sorted(set(shapes.items()) ^ set(manifest.shapes.items()))
+            raise DataError(
+                f"{folder}: does not fit the model of the config; for example {different[0][0]} differs",
+                "use the run's own config: name its folder instead of a config file",
+            )
         model.load_state_dict(weights)
         decoder = autoencoder.load(cfg.data.autoencoder).to(device)
         return Painter(

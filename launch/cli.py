@@ -107,8 +107,8 @@ def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
 def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
     """Measure as ratios: op, block or loop.
 
-    op: the operator's backends against the textbook formula. block: against a DiT block. loop: our training loop against
-    a bare one. Options: --lengths, --batches, --widths, --modes (A,B,...), --rounds, --threads, --json.
+    op: the operator's backends against the textbook formula. block: against a DiT block. loop: our training loop
+    against a bare one. Options: --lengths, --batches, --widths, --modes (A,B,...), --rounds, --threads, --json.
     """
     if what not in ("op", "block", "loop"):
         raise UsageError(f"found bench {what!r}; allowed: op, block, loop", "write diffussm bench op")

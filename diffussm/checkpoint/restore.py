@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,9 @@ from diffussm.checkpoint.digest import digest_file
 from diffussm.checkpoint.manifest import MANIFEST, Index, Manifest
 from diffussm.checkpoint.save import Part
 from diffussm.checkpoint.store import NotFound, Store
-from diffussm.errors import DataError, DiffuSSMError
+from diffussm.errors import DataError, DiffuSSMError, StorageError
+
+T = TypeVar("T")
 
 
 def manifests(store: Store, prefix: str = "checkpoints") -> Iterator[tuple[str, Manifest | DataError]]:
@@ -63,22 +66,38 @@ def newest(store: Store, announce: Callable[[str], None]) -> tuple[str, Manifest
     """The newest checkpoint whose files all verify, or None. Collective: every rank must call it.
 
     Ranks share the reading. A checkpoint that does not verify is announced (on rank 0) and passed over.
+
+    Raises:
+        StorageError: on every rank, if any rank cannot reach the store.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    listed: list[Any] = [list(manifests(store)) if rank == 0 else None]
-    dist.broadcast_object_list(listed, src=0)
-    for folder, manifest in listed[0]:
+    listed = _together(lambda: list(manifests(store)) if rank == 0 else [])[0]
+    for folder, manifest in listed:
         if isinstance(manifest, Manifest):
-            found: list[list[str]] = [[] for _ in range(size)]
-            dist.all_gather_object(found, verify(store, folder, manifest, (rank, size)))
+            found = _together(partial(verify, store, folder, manifest, (rank, size)))
             wrong = [line for lines in found for line in lines]
         else:
             wrong = [manifest.message]
-        if not wrong:
+        if not wrong and isinstance(manifest, Manifest):
             return folder, manifest
         if rank == 0:
             announce(f"checkpoint {folder} does not verify and is passed over: {'; '.join(wrong)}")
     return None
+
+
+def _together(look: Callable[[], T]) -> list[T]:
+    """What every rank saw, by rank. Collective: every rank must call it; a StorageError on one is raised on all."""
+    outcome: T | StorageError
+    try:
+        outcome = look()
+    except StorageError as error:
+        outcome = error
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, outcome)
+    for seen in everyone:
+        if isinstance(seen, StorageError):
+            raise seen
+    return everyone
 
 
 def read_into(store: Store, folder: str, manifest: Manifest, parts: Sequence[Part]) -> None:
@@ -88,6 +107,9 @@ def read_into(store: Store, folder: str, manifest: Manifest, parts: Sequence[Par
         DataError: a parameter or kind is missing, has another shape, or is not covered by the files.
     """
     index = Index(manifest.files)
+    absent = {kind for part in parts for kind in part.tensors} - set(manifest.kinds)
+    if absent:
+        raise DataError(f"{folder}: holds {', '.join(manifest.kinds)}, not {', '.join(sorted(absent))}")
     for part in parts:
         saved = manifest.shapes.get(part.name)
         if saved != tuple(part.shape):
@@ -116,8 +138,12 @@ def read_weights(store: Store, folder: str, manifest: Manifest, kind: str) -> di
     return {name: tensor.view(manifest.shapes[name]) for name, tensor in flat.items()}
 
 
-def choose(store: Store, images: int | None = None) -> tuple[str, Manifest]:
+def choose(
+    store: Store, images: int | None = None, announce: Callable[[str], None] = lambda line: None
+) -> tuple[str, Manifest]:  # fmt: skip
     """The checkpoint after exactly `images` images, or the newest that verifies. For one process. Local.
+
+    A checkpoint that is passed over because it does not verify is announced.
 
     Raises:
         DataError: there is none; the message lists those there are.
@@ -126,6 +152,7 @@ def choose(store: Store, images: int | None = None) -> tuple[str, Manifest]:
     for folder, manifest in manifests(store):
         if isinstance(manifest, DiffuSSMError):
             refused.append(manifest.message)
+            announce(f"{folder} is passed over: {manifest.message}")
             continue
         if images is not None and manifest.counters.images != images:
             refused.append(f"{folder} (another one)")
@@ -134,6 +161,7 @@ def choose(store: Store, images: int | None = None) -> tuple[str, Manifest]:
         if not wrong:
             return folder, manifest
         refused += wrong
+        announce(f"{folder} is passed over: {'; '.join(wrong)}")
     wanted = f"after {images:,} images " if images is not None else ""
     listed = f"; seen: {'; '.join(refused)}" if refused else ""
     raise DataError(f"{store.url}: no usable checkpoint {wanted}found{listed}", "train the run first")

@@ -8,9 +8,14 @@ from diffussm.checkpoint.manifest import MANIFEST
 from diffussm.checkpoint.store import Store
 
 
-def superfluous(folders: Sequence[str], keep: int) -> list[str]:
-    """Folders to delete, oldest first, so that the `keep` newest remain. Names sort by age."""
-    return sorted(folders)[: max(0, len(folders) - keep)]
+def superfluous(folders: Sequence[str], keep: int, saved: str) -> list[str]:
+    """Folders to delete, oldest first, so that `saved` and the `keep` - 1 before it remain. Names sort by age.
+
+    A folder that is newer than the one just saved did not verify when the run was resumed: it neither counts nor goes,
+    until the run reaches its place again and writes it anew.
+    """
+    mine = sorted(folder for folder in folders if folder <= saved)
+    return mine[: max(0, len(mine) - keep)]
 
 
 def delete(store: Store, folder: str) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffussm.checkpoint.digest import digest_file
@@ -55,7 +56,7 @@ def save(
     outcome: File | str
     try:
         outcome = _write(store, f"{folder}/{name}", name, parts)
-    except (StorageError, OSError) as error:
+    except (StorageError, OSError, SafetensorError) as error:
         outcome = str(error)
     outcomes: list[File | str | None] = [None] * size
     dist.all_gather_object(outcomes, outcome)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
+from diffussm.config.explain import table
 from diffussm.errors import ConfigError
 
 FROZEN = {
@@ -33,23 +35,37 @@ FROZEN = {
 """Key -> why it cannot change."""
 
 
-def check_frozen(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_frozen(stored: object, current: Mapping[str, Any], where: str = "config.yaml") -> None:
     """Refuse to go on with a run whose stored config differs from the current one in a frozen key.
 
     Args:
-        stored: the run's config.yaml, as nested plain data.
+        stored: the run's config.yaml, as nested plain data. A key that it lacks is newer than the run, which so had
+            the key's default.
         current: the config of this start, likewise.
+        where: what to call the stored config.
 
     Raises:
-        ConfigError: naming each key, what the run has, what was asked, and why it matters.
+        ConfigError: naming each key, what the run has, what was asked, and why it matters; or `stored` is no config.
     """
+    if not isinstance(stored, Mapping):
+        raise ConfigError(f"{where}: is not a config", "restore the file, or give the new run another name")
+    defaults = table()
     problems = []
     for key, why in FROZEN.items():
-        was, now = _at(stored, key), _at(current, key)
+        now = _at(current, key)
+        try:
+            was = _at(stored, key)
+        except (KeyError, TypeError):
+            was = plain(defaults[key].default)
         if was != now:
             problems.append(f"{key}: the run has {was!r}, asked was {now!r}; it cannot change: {why}")
     if problems:
         raise ConfigError("\n".join(problems), "set the run's own values, or give the new run another name")
+
+
+def plain(value: object) -> object:
+    """A default as it stands in YAML: an enum by its name."""
+    return value.name if isinstance(value, Enum) else value
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -47,7 +47,7 @@ _RANGES: dict[str, Rule] = {
     "model.hourglass": _at_least(1),
     "model.state": ((lambda value: value >= 2 and value % 2 == 0), "an even number, 2 or more (conjugate pairs)"),
     "model.backend": _TEXT,
-    "diffusion.timesteps": _at_least(1),
+    "diffusion.timesteps": _at_least(2),
     "diffusion.beta_start": _POSITIVE,
     "diffusion.beta_end": _POSITIVE,
     "diffusion.label_drop": _PROBABILITY,

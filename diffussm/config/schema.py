@@ -100,7 +100,7 @@ class ModelConfig:
     """The DiffuSSM network."""
 
     preset: str = "S"
-    """Named size (tiny, S, B, L, XL); width and depth override it when set."""
+    """Named size (tiny, emoji, S, B, L, XL); width and depth override it when set."""
     width: Optional[int] = None
     """Channels D of the residual stream; null takes the preset's."""
     depth: Optional[int] = None
@@ -232,7 +232,7 @@ class ObserveConfig:
     """Where progress goes besides the terminal and metrics.jsonl."""
 
     wandb: WandbMode = WandbMode.auto
-    """auto follows the environment (WANDB_MODE, a login) and is offline otherwise; or offline, online, disabled."""
+    """auto follows WANDB_MODE and WANDB_API_KEY and is offline without them; or offline, online, disabled."""
     project: str = "diffussm"
     """W&B project."""
 

@@ -81,7 +81,8 @@ class Narrator:
         if record["kind"] == "progress":
             loss = record["loss"]
             note = f"loss {loss:.4f}" if loss is not None else "loss not finite"
-            note += f"  grad {record['grad_norm']:.3g}  lr {record['lr']:.2g}"
+            note += f"  grad {record['grad_norm']:.3g}" if record["grad_norm"] is not None else "  grad not finite"
+            note += f"  lr {record['lr']:.2g}"
             if record["nonfinite_steps"]:
                 note += f"  non-finite steps {record['nonfinite_steps']}"
             self.work("train", record["images"], record["total"], "images", note, record["images_per_s"])

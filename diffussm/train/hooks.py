@@ -74,7 +74,7 @@ class Logger:
             "step": at.step,
             "epoch": at.epoch,
             "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": result.grad_norm,
+            "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
             "lr": lr,
             "images_per_s": round(reading.rate, 2),
             "nonfinite_steps": at.nonfinite_steps,
@@ -160,8 +160,8 @@ class Saver:
             return
         size = sum(file.size for file in manifest.files)
         self.logger.event("saved", images=at.images, checkpoint=folder, bytes=size)
-        folders = [folder for folder, _ in restore.manifests(self.store)]
-        for old in retain.superfluous(folders, self.cfg.train.keep_checkpoints):
+        folders = [name for name, _ in restore.manifests(self.store)]
+        for old in retain.superfluous(folders, self.cfg.train.keep_checkpoints, saved=folder):
             try:
                 retain.delete(self.store, old)
             except StorageError as error:  # tried again after the next save; an old checkpoint too many harms nobody

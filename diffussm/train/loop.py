@@ -13,6 +13,7 @@ from diffussm.config.schema import Config
 from diffussm.data import latents
 from diffussm.data.cursor import Cursor
 from diffussm.diffusion.process import Process
+from diffussm.errors import DiffuSSMError
 from diffussm.model import build_model
 from diffussm.naming import RunPaths
 from diffussm.train.ahead import ahead
@@ -57,17 +58,23 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
         epoch, batch = next(batches)
         return epoch, [draw(m, cfg, epoch, data.null_class).to(world.device) for m in batch.split(micro_batch(cfg))]
 
-    for epoch, micros in ahead(fetch, steps_left(cfg.train, at.images)):
-        lr = learning_rate(cfg.train, at.images)
-        result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
-        if not result.skipped:
-            ema.update()
-        guard.observe(result.skipped, at.images)
-        at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
-        logger.step(result, at, lr)
-        saver.step(at)
-
-    logger.event("trained", images=at.images)
-    batches.close()
-    data.close()
-    logger.close()
+    coming = ahead(fetch, steps_left(cfg.train, at.images), world.claim_device)
+    try:
+        for epoch, micros in coming:
+            lr = learning_rate(cfg.train, at.images)
+            result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
+            if not result.skipped:
+                ema.update()
+            at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
+            logger.step(result, at, lr)
+            guard.observe(result.skipped, at.images)
+            saver.step(at)
+        data.close()
+        logger.event("trained", images=at.images)
+    except DiffuSSMError as error:
+        logger.event("stopped", images=at.images, reason=error.message)
+        raise
+    finally:
+        coming.close()
+        batches.close()
+        logger.close()

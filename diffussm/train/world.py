@@ -27,6 +27,11 @@ class World:
     local_size: int
     device: torch.device
 
+    def claim_device(self) -> None:
+        """Make this rank's device the current one of the calling thread; each new thread begins with the first GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     @property
     def leads(self) -> bool:
         """Whether this rank speaks for all: it logs and writes the manifest."""

@@ -25,6 +25,9 @@ class RayActorError(Exception):
         (DivergedError("x"), False),
         (TypeError("a bug"), False),
         (KeyError("a bug"), False),
+        (FileNotFoundError("a shard"), False),
+        (NotImplementedError("no kernel"), False),
+        (type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})("CUDA out of memory"), False),
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cluster.stages import Stages
-from diffussm.config.schema import Config, DataConfig, TrainConfig
-from diffussm.errors import ConfigError, StorageError
+from diffussm.config import dump
+from diffussm.config.schema import ClusterConfig, Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from diffussm.errors import ConfigError, MissingError, StorageError
 
 
 def config(tmp_path: Path, **changes: object) -> Config:
@@ -31,15 +32,43 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-def test_the_config_is_kept_and_a_later_start_must_agree(tmp_path: Path) -> None:
+def test_a_start_that_fails_early_freezes_nothing(tmp_path: Path) -> None:
     with pytest.raises(Worked):
         Stages.of(config(tmp_path)).all()
-    assert "seed: 0" in (tmp_path / "runs" / "r" / "config.yaml").read_text()
+    assert not list((tmp_path / "runs").rglob("*.yaml"))
+    with pytest.raises(Worked):
+        Stages.of(config(tmp_path, seed=1)).all()
+
+
+@pytest.mark.usefixtures("no_work")
+def test_once_there_is_a_checkpoint_frozen_keys_must_agree(tmp_path: Path) -> None:
+    stages = Stages.of(config(tmp_path))
+    stages.store.write("config.yaml", dump(stages.cfg).encode())
+    stages.store.write("checkpoints/000000000256/manifest.json", b"{}")
     with pytest.raises(ConfigError, match="seed: the run has 0, asked was 1"):
         Stages.of(config(tmp_path, seed=1)).all()
     longer = config(tmp_path, train=TrainConfig(images=1024))
     with pytest.raises(Worked):
         Stages.of(longer).all()
+    stages.store.write("config.yaml", b"{]")
+    with pytest.raises(ConfigError, match=r"config\.yaml.*cannot be read"):
+        stages.all()
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": ModelConfig(preset="XX")}, ConfigError),
+        ({"model": ModelConfig(backend="fast")}, ConfigError),
+        ({"evaluate": EvaluateConfig(extractor="inception")}, ConfigError),
+        ({"cluster": ClusterConfig(workers=64, gpus_per_worker=1)}, MissingError),
+    ],
+)
+def test_what_would_fail_later_fails_first(tmp_path: Path, change: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Stages.of(config(tmp_path, **change)).all()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("no_work")

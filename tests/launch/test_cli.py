@@ -16,7 +16,7 @@ from diffussm.errors import ConfigError, ExitCode
 from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
-COMMANDS = ("prepare", "train", "sample", "evaluate", "config", "doctor")
+COMMANDS = ("prepare", "train", "sample", "evaluate", "config", "doctor", "bench")
 
 
 @pytest.fixture

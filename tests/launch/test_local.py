@@ -124,3 +124,9 @@ def test_folders_of_our_names_in_the_working_folder_do_not_hide_us(tmp_path: Pat
 
 def test_shown_can_be_pasted() -> None:
     assert local.shown(["python", "a b", "x=[1]"]) == "python 'a b' 'x=[1]'"
+
+
+def test_bench_passes_its_options_on() -> None:
+    assert local.bench("op", ["--lengths", "64", "--json"]) == [
+        *PYTHON, "diffussm.bench", "op", "--lengths", "64", "--json",
+    ]  # fmt: skip

@@ -8,9 +8,16 @@ from diffussm.checkpoint.store import LocalStore
 
 def test_the_newest_stay() -> None:
     names = ["c/000000000003", "c/000000000001", "c/000000000002"]
-    assert superfluous(names, 2) == ["c/000000000001"]
-    assert superfluous(names, 3) == []
-    assert superfluous(names, 1) == ["c/000000000001", "c/000000000002"]
+    last = "c/000000000003"
+    assert superfluous(names, 2, last) == ["c/000000000001"]
+    assert superfluous(names, 3, last) == []
+    assert superfluous(names, 1, last) == ["c/000000000001", "c/000000000002"]
+
+
+def test_a_newer_one_that_was_refused_costs_no_good_one_its_place() -> None:
+    names = ["c/000000000001", "c/000000000002", "c/000000000009"]
+    assert superfluous(names, 1, saved="c/000000000002") == ["c/000000000001"]
+    assert superfluous(names, 2, saved="c/000000000002") == []
 
 
 def test_the_manifest_goes_first_and_neighbours_stay(tmp_path: Path) -> None:

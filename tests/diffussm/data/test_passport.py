@@ -10,7 +10,8 @@ from diffussm.data.passport import Passport, Skipped
 from diffussm.errors import DataError
 
 PASSPORT = Passport(
-    source="folder", wanted_classes=("cat", "dog"), limit=5, resolution_px=32, crop="adm-center", classes=("cat", "dog"),
+    source="folder", wanted_classes=("cat", "dog"), limit=5, resolution_px=32, crop="adm-center",
+    classes=("cat", "dog"),
     class_counts=(3, 2), number=5, skipped=(Skipped("x.png", "truncated"),), credit="someone", autoencoder="a",
     autoencoder_digest="d", downsampling=4, scaling_factor=0.5, shift=0.1, dtype="float16", latent_shape=(4, 8, 8),
     latent_mean=0.0, latent_std=1.0, index_digest="i",

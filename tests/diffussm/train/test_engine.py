@@ -148,7 +148,26 @@ def test_slices_of_uneven_shares_restore_and_skip() -> None:
 
 
 @pytest.mark.world_size(1)
-def test_bf16_keeps_every_parameter_fp32_and_clipping_bounds_the_step() -> None:
+def test_clipping_is_torchs_under_every_stage() -> None:
+    model, cfg = net(), config(0)
+    optimizer = adamw(parameter_groups(model.parameters(), cfg.weight_decay), cfg)
+    for step in range(2):
+        optimizer.zero_grad()
+        (100 * model(data(step)).pow(2).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    expected = dict(model.named_parameters())
+    for stage in (0, 1, 2, 3):
+        engine = Engine(net(), config(stage, grad_clip=0.5), 1, current(torch.device("cpu")))
+        for step in range(2):
+            result = engine.step([lambda net, step=step: 100 * net(mine(step, 1)[0]).pow(2).mean()], lr=1e-2)
+            assert result.grad_norm > 0.5  # the norm before clipping
+        for name, tensor in whole(engine, "master").items():
+            torch.testing.assert_close(tensor, expected[name].detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.world_size(1)
+def test_bf16_keeps_every_parameter_fp32() -> None:
     engine = Engine(net(), config(1, precision=Precision.bf16), 1, current(torch.device("cpu")))
     seen = []
 
