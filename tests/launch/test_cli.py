@@ -117,7 +117,7 @@ def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str,
     assert f"-m cluster.driver {minimal} train.lr=0.25" in result.output
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "bench")])
 def test_a_wrong_config_starts_nothing(command: str, minimal: str, started: list[list[str]]) -> None:
     with pytest.raises(ConfigError):
         CliRunner().invoke(cli.app, [command, minimal, "train.imags=3"], catch_exceptions=False)
