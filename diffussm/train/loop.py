@@ -20,8 +20,9 @@ from diffussm.train.ahead import ahead
 from diffussm.train.ema import Ema, decay_for_batch
 from diffussm.train.engine import Engine
 from diffussm.train.guard import Guard
-from diffussm.train.hooks import Announce, Logger, Saver
+from diffussm.train.logger import Announce, Logger
 from diffussm.train.optim import learning_rate, steps_left
+from diffussm.train.saver import Saver
 from diffussm.train.step import Inputs, draw, loss
 from diffussm.train.world import World
 

@@ -1,10 +1,9 @@
-"""What happens beside the steps: logging and saving, each at its own interval in images."""
+"""Rank 0's voice beside the steps: metrics, events, W&B and the driver, at intervals counted in images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,19 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from diffussm.checkpoint import restore, retain
 from diffussm.checkpoint.manifest import Counters
-from diffussm.checkpoint.save import Part, save
 from diffussm.checkpoint.store import LocalStore, Store
-from diffussm.config import digest, dump
+from diffussm.config import dump
 from diffussm.config.schema import Config
-from diffussm.errors import StorageError
 from diffussm.observe.events import Journal
 from diffussm.observe.meter import Meter
 from diffussm.observe.sinks import WandbSink, wandb_mode
-from diffussm.train.ema import Ema
-from diffussm.train.engine import Engine, Slice, StepResult
+from diffussm.train.engine import StepResult
+from diffussm.train.intervals import due
 from diffussm.train.world import World
 
 Announce = Callable[[dict[str, Any]], None]
 """Where rank 0 tells the driver what happens; a record has a `kind`."""
-
-
-def due(images: int, step_images: int, interval: int, total: int) -> bool:
-    """Whether an interval boundary, or the end, lies within the step that ended at `images`."""
-    return images >= total or images // interval > (images - step_images) // interval
 
 
 class Logger:
@@ -105,64 +96,3 @@ def _mean_over_ranks(losses: list[Tensor]) -> float:
     mean = torch.stack(losses).mean()
     dist.all_reduce(mean)
     return float(mean) / dist.get_world_size()
-
-
-@dataclass
-class Saver:
-    """Checkpoints of the engine and the EMA."""
-
-    cfg: Config
-    engine: Engine
-    ema: Ema
-    store: Store
-    attempt: int
-    logger: Logger
-
-    def parts(self, slices: list[Slice]) -> list[Part]:
-        """What a checkpoint holds of this rank's own slices."""
-        return [
-            Part(s.name, s.shape, s.start, s.tensors | {"ema": self.ema.tensor(s.name)}) for s in slices
-        ]  # fmt: skip
-
-    def restore(self) -> Counters:
-        """Put the newest checkpoint that verifies into engine and EMA. Collective: every rank must call it.
-
-        Returns where the training stands: all zero if there is no checkpoint.
-        """
-        found = restore.newest(self.store, lambda text: self.logger.event("checkpoint refused", reason=text))
-        if found is None:
-            return Counters(0, 0, 0, 0, 0, 0)
-        folder, manifest = found
-        held = [Part(s.name, s.shape, s.start, s.tensors) for s in self.engine.slices(held=True)]
-        averaged = [Part(s.name, s.shape, s.start, {"ema": self.ema.tensor(s.name)}) for s in self.engine.slices()]
-        restore.read_into(self.store, folder, manifest, held + averaged)
-        self.engine.restored(manifest.counters.adam_steps)
-        return manifest.counters
-
-    def step(self, at: Counters) -> None:
-        """Save if a checkpoint is due. Collective: every rank must call it."""
-        train = self.cfg.train
-        if due(at.images, train.global_batch, train.checkpoint_images, train.images):
-            self.save(at)
-
-    def save(self, at: Counters) -> None:
-        """Save now and delete what is superfluous. Collective: every rank must call it.
-
-        Raises:
-            StorageError: on every rank, if the checkpoint could not be written.
-        """
-        folder = f"checkpoints/{at.images:012d}"
-        manifest = save(
-            self.store, folder, self.parts(self.engine.slices()), self.engine.shapes, at,
-            attempt=self.attempt, zero_stage=self.cfg.train.zero_stage, config_digest=digest(self.cfg),
-        )  # fmt: skip
-        if manifest is None:
-            return
-        size = sum(file.size for file in manifest.files)
-        self.logger.event("saved", images=at.images, checkpoint=folder, bytes=size)
-        folders = [name for name, _ in restore.manifests(self.store)]
-        for old in retain.superfluous(folders, self.cfg.train.keep_checkpoints, saved=folder):
-            try:
-                retain.delete(self.store, old)
-            except StorageError as error:  # tried again after the next save; an old checkpoint too many harms nobody
-                self.logger.event("delete failed", checkpoint=old, reason=error.message)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffussm.train.hooks import due
+from diffussm.train.intervals import due
 
 
 @given(st.integers(1, 50), st.integers(1, 200), st.integers(1, 40))

@@ -1,0 +1,8 @@
+"""When something is due: intervals are counted in images, and the end counts as a boundary of every one."""
+
+from __future__ import annotations
+
+
+def due(images: int, step_images: int, interval: int, total: int) -> bool:
+    """Whether an interval boundary, or the end, lies within the step that ended at `images`."""
+    return images >= total or images // interval > (images - step_images) // interval
