@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from diffussm.config.rules import accumulation, micro_batch, world_sizes
+from diffussm.config.plan import layout, some, world_sizes
+from diffussm.config.rules import accumulation, micro_batch
 from diffussm.config.schema import Config, Precision
 from diffussm.model.counts import count, memory
 from diffussm.model.presets import LatentShape, check_fit, resolve
@@ -72,15 +73,15 @@ def _autoencoder(spec: str) -> dict | None:  # type: ignore[type-arg]
 
 def _training(cfg: Config) -> list[tuple[str, str]]:
     train, cluster = cfg.train, cfg.cluster
-    sizes = world_sizes(cfg)
-    shown = ", ".join(map(str, sizes[:16])) + (", ..." if len(sizes) > 16 else "")
+    nodes, each = layout(cfg)
+    where = f" on {nodes} nodes" if nodes > 1 else ""
     saves = -(-train.images // train.checkpoint_images)
     device = f"{cluster.gpus_per_worker:g} GPU each" if cluster.gpus_per_worker else "CPU"
     return [
         ("run", f"{cfg.storage.rstrip('/')}/{cfg.name}"),
         ("images", f"{train.images:,}"),
         ("steps", f"{steps(cfg):,} of {train.global_batch} images"),
-        ("workers", f"{cluster.workers} ({device}); legal are {shown}"),
+        ("workers", f"{nodes * each}{where} ({device}); legal are {some(world_sizes(cfg), 16)}"),
         ("batch", f"{micro_batch(cfg)} images a pass, {accumulation(cfg)} passes a step on each worker"),
         ("checkpoints", f"{saves:,} saves, the newest {train.keep_checkpoints} kept"),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from diffussm.config.load import digest, dump, load
-from diffussm.config.rules import check, world_sizes
+from diffussm.config.plan import world_sizes
+from diffussm.config.rules import check
 from diffussm.config.schema import Config
 
 __all__ = ["Config", "check", "digest", "dump", "load", "world_sizes"]

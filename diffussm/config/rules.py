@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from diffussm.config import plan
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.errors import ConfigError
 from diffussm.naming import check_run_name
@@ -68,6 +69,7 @@ _RANGES: dict[str, Rule] = {
     "train.keep_checkpoints": _at_least(1),
     "train.max_nonfinite_steps": _at_least(1),
     "cluster.workers": _at_least(1),
+    "cluster.workers_per_node": _at_least(0),
     "cluster.gpus_per_worker": ((lambda value: 0 <= value <= 1), "0 (CPU) to 1; a worker drives one GPU"),
     "cluster.cpus_per_worker": _POSITIVE,
     "cluster.threads_per_worker": _at_least(1),
@@ -100,21 +102,6 @@ def check(cfg: Config) -> None:
         ]
     if problems:
         raise ConfigError("\n".join(problems), "`diffussm config` explains each key")
-
-
-def world_sizes(cfg: Config) -> list[int]:
-    """Numbers of workers that split the global batch into whole micro-batches, in rising order.
-
-    With `train.micro_batch` = 0 the micro-batch is whatever a worker's share is, so every divisor of
-    `train.global_batch` is legal; otherwise every divisor of global_batch / micro_batch. Empty when the micro-batch
-    does not divide the global batch.
-    """
-    micro = cfg.train.micro_batch or 1
-    parts, rest = divmod(cfg.train.global_batch, micro)
-    if rest:
-        return []
-    small = [size for size in range(1, math.isqrt(parts) + 1) if parts % size == 0]
-    return sorted({*small, *(parts // size for size in small)})
 
 
 def micro_batch(cfg: Config) -> int:
@@ -219,26 +206,17 @@ def _train_problems(cfg: Config) -> Iterator[str]:
 
 
 def _batch_problems(cfg: Config) -> Iterator[str]:
-    train, workers = cfg.train, cfg.cluster.workers
-    sizes = world_sizes(cfg)
-    if not sizes:
-        yield (
-            f"train.micro_batch: found {train.micro_batch}; allowed: 0 or a divisor of train.global_batch = "
-            f"{train.global_batch}: {_some(_divisors(train.global_batch))}"
-        )
-    elif workers not in sizes:
-        per_pass = f" and train.micro_batch={train.micro_batch}" if train.micro_batch else ""
-        yield (
-            f"cluster.workers: found {workers}; allowed with train.global_batch={train.global_batch}{per_pass}: "
-            f"{_some(sizes)}; or a train.global_batch that is a multiple of {workers * (train.micro_batch or 1)}"
-        )
-
-
-def _divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
-
-
-def _some(values: list[int], most: int = 24) -> str:
-    """The first `most` values as text; says so when there are more."""
-    text = ", ".join(map(str, values[:most]))
-    return f"{text}, ... ({len(values)} in all)" if len(values) > most else text
+    batching = plan.Batching.of(cfg)
+    unfit = plan.why_unfit(batching)
+    if unfit is not None:
+        yield unfit[0]
+        return
+    try:
+        nodes, each = plan.layout(cfg)
+    except ConfigError as error:
+        yield error.message
+        return
+    refused = plan.why_illegal(batching, nodes, each)
+    if refused is not None:
+        allowed = plan.some(plan.world_sizes(cfg)) or "none"
+        yield f"cluster.workers: {refused[0]}; allowed here: {allowed}; {refused[1]}"

@@ -90,7 +90,7 @@ class DataConfig:
     download_retries: int = 4
     """Times a failed shard download is tried again, after 1 s, 2 s, 4 s and so on; 4 last over 15 s of outage."""
     canonical_nodes: int = 1
-    """streaming's canonical nodes: fixes the sample order for every world size; frozen after the first start."""
+    """Rows that samples are dealt out to, a divisor of train.global_batch; fixes their order; frozen once started."""
     shuffle_block_images: int = 4096
     """Images within which the order is shuffled; frozen after the first start."""
 
@@ -177,6 +177,8 @@ class ClusterConfig:
 
     workers: int = 1
     """Training workers (ranks)."""
+    workers_per_node: int = 0
+    """Workers on each node, equally many on all; 0: all on one node. A run shrinks and grows by whole nodes."""
     gpus_per_worker: float = 0
     """GPUs of each worker; 0 trains on the CPU with gloo."""
     cpus_per_worker: float = 1
