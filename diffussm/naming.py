@@ -87,6 +87,16 @@ class RunPaths:
         return join(self.root, "attempts", str(number))
 
 
+def power_name(sigma_rel: float) -> str:
+    """Name of the power-function average of relative width `sigma_rel`, as in `sample.ema`: power-0.050."""
+    return f"power-{sigma_rel:.3f}"
+
+
+def weights_kind(average: str) -> str:
+    """Kind of tensor in a checkpoint that holds an average: `none` is `master`, `plain` is `ema-plain`."""
+    return "master" if average == "none" else f"ema-{average}"
+
+
 def wandb_id(name: str) -> str:
     """W&B run id that follows from the run name, so that a requeued run continues the same curve."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from diffussm.diffusion.process import Process
 from diffussm.diffusion.sampling import sample
 from diffussm.errors import ConfigError, DataError
 from diffussm.model import build_model
+from diffussm.naming import weights_kind
 from diffussm.observe.grid import grid
 
 Pictures = npt.NDArray[np.uint8]
@@ -45,7 +46,7 @@ class Painter:
         images: int | None = None,
         announce: Callable[[str], None] = lambda line: None,
     ) -> Painter:
-        """Build the network with a checkpoint's weights: the averaged ones if `sample.ema`, else the raw ones.
+        """Build the network with a checkpoint's weights: those that `sample.ema` names.
 
         Args:
             cfg: the run's config.
@@ -59,7 +60,7 @@ class Painter:
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder, manifest = restore.choose(store, images, announce)
-        weights = restore.read_weights(store, folder, manifest, "ema" if cfg.sample.ema else "master")
+        weights = restore.read_weights(store, folder, manifest, weights_kind(cfg.sample.ema))
         model = build_model(cfg.model, passport.latent)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if shapes != manifest.shapes:

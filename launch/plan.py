@@ -98,7 +98,7 @@ def _network(cfg: Config) -> list[tuple[str, str]]:
     train = cfg.train
     is_bf16, recompute = train.precision is Precision.bf16, train.activation_checkpointing
     counts = count(cfg.model, shape, bf16=is_bf16, activation_checkpointing=recompute)
-    kept = memory(counts.parameters, train.zero_stage, cfg.cluster.workers)
+    kept = memory(counts.parameters, train.zero_stage, cfg.cluster.workers, 1 + len(train.power_ema))
     pass_bytes = counts.activation_bytes * micro_batch(cfg)
     more = "" if known.counted else f" with one class; each further class adds {width:,}"
     return [

@@ -32,7 +32,13 @@ def tiny_run(folder: Path, *, workers: int = 1, images: int = 20 * BATCH, **trai
     cfg = sets.config(str(folder / "latents"), pictures, autoencoder, shard_bytes=1 << 16)
     cfg.name, cfg.storage, cfg.seed = "tiny", str(folder / "runs"), 7
     cfg.model = ModelConfig(preset="tiny", width=16, depth=2, state=8, backend="torch")
-    settings: dict[str, Any] = {"lr": 1e-3, "zero_stage": 1, "precision": Precision.fp32, "ema": 0.99}
+    settings: dict[str, Any] = {
+        "lr": 1e-3,
+        "zero_stage": 1,
+        "precision": Precision.fp32,
+        "ema": 0.99,
+        "power_ema": [0.05, 0.1],
+    }
     settings |= {"log_images": BATCH, "checkpoint_images": 6 * BATCH}
     cfg.train = TrainConfig(images=images, global_batch=BATCH, **(settings | train))
     cfg.cluster = ClusterConfig(workers=workers)

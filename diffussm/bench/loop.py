@@ -25,7 +25,7 @@ from diffussm.data.cursor import Cursor
 from diffussm.diffusion.process import Process
 from diffussm.model import build_model
 from diffussm.train.ahead import ahead
-from diffussm.train.ema import Ema, decay_for_batch
+from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
 from diffussm.train.optim import adamw, parameter_groups
 from diffussm.train.step import Inputs, draw, loss
@@ -64,7 +64,7 @@ def bench_loop(cfg: Config, *, rounds: int = 7, steps: int = 10) -> LoopResult:
         process = Process(cfg.diffusion)
         model = build_model(cfg.model, data.latent).to(world.device)
         engine = Engine(model, cfg.train, accumulation(cfg), world)
-        ema = Ema(engine.slices(), decay_for_batch(cfg.train.ema, cfg.train.global_batch))
+        averages, images = Averages(engine.slices(), cfg.train), 0
         batches = data.batches(Cursor())
 
         def fetch() -> tuple[int, list[Inputs]]:
@@ -76,11 +76,12 @@ def bench_loop(cfg: Config, *, rounds: int = 7, steps: int = 10) -> LoopResult:
         coming = ahead(fetch, (rounds + 1) * steps)
 
         def ours() -> None:
+            nonlocal images
             for _ in range(steps):
                 _, micros = next(coming)
                 result = engine.step([partial(loss, process=process, inputs=micro) for micro in micros], cfg.train.lr)
-                if not result.skipped:
-                    ema.update()
+                images += cfg.train.global_batch
+                averages.update(images, skipped=result.skipped)
 
         bare_model = build_model(cfg.model, data.latent).to(world.device)
         optimizer = adamw(parameter_groups(bare_model.parameters(), cfg.train.weight_decay), cfg.train)

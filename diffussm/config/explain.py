@@ -26,13 +26,15 @@ class Key:
     name: str
     """Dotted name, as in an override."""
     kind: type
-    """Type of the value; `dict` for a section, `list` for a list of text."""
+    """Type of the value; `dict` for a section, `list` for a list."""
     optional: bool
     """Whether null is a value."""
     default: Any
     """Default value; `omegaconf.MISSING` ("???") when the key must be set, None for a section."""
     help: str
     """One line: meaning, unit and special values."""
+    item: type = str
+    """Type of a list's items."""
 
     @property
     def is_section(self) -> bool:
@@ -47,7 +49,8 @@ class Key:
     @property
     def allowed(self) -> str:
         """What the value may be, in words."""
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of text"}
+        items = "a list of numbers" if self.item is float else "a list of text"
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: items}
         text = ", ".join(self.choices) or words.get(self.kind, "keys of the section")
         return f"{text}, or null" if self.optional else text
 
@@ -129,5 +132,5 @@ def _walk(cls: type, prefix: str, help_of: dict[tuple[str, str], str]) -> list[K
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         optional = type(None) in typing.get_args(hint)
         kind = options[0] if optional else (typing.get_origin(hint) or hint)
-        keys.append(Key(name, kind, optional, default, words))
+        keys.append(Key(name, kind, optional, default, words, options[0] if kind is list else str))
     return keys

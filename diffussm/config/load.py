@@ -138,15 +138,20 @@ def _check_layer(layer: Mapping[Any, Any], source: str, prefix: str = "") -> Non
             _check_layer(value, source, name + ".")
         elif key.kind is str and value is not None and not isinstance(value, str):
             raise _wrong(key, value, source, "put the value in quotes")
-        elif key.kind is list and not _is_text_list(value):
-            raise _wrong(key, value, source, "write [a, b]; put values that look like numbers in quotes")
+        elif key.kind is list and not _is_list(value, key.item):
+            numbers = "write [0.05, 0.1]" if key.item is float else ""
+            raise _wrong(key, value, source, numbers or "write [a, b]; put values that look like numbers in quotes")
 
 
-def _is_text_list(value: object) -> bool:
-    """Whether `value` is a list of text, or an interpolation, which is one string until it is resolved."""
+def _is_list(value: object, item: type) -> bool:
+    """Whether `value` is a list of `item`, or an interpolation, which is one string until it is resolved.
+
+    A whole number is a number; a boolean is none.
+    """
     if isinstance(value, str):
         return value.startswith("${")
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    types = (int, float) if item is float else (item,)
+    return isinstance(value, list) and all(isinstance(one, types) and not isinstance(one, bool) for one in value)
 
 
 def _wrong(key: Key, value: object, source: str, remedy: str = "") -> ConfigError:

@@ -14,9 +14,12 @@ from typing import Any
 from diffussm.config import plan
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.errors import ConfigError
-from diffussm.naming import check_run_name
+from diffussm.naming import check_run_name, power_name
 
 _URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|file:///.+")
+
+POWER_WIDTHS = (0.01, 0.28)
+"""Relative widths that a power function t^gamma with gamma from 0 (0.289, the mean of all) upwards can have."""
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -98,6 +101,7 @@ def check(cfg: Config) -> None:
             *_model_problems(cfg),
             *_diffusion_problems(cfg),
             *_train_problems(cfg),
+            *_ema_problems(cfg),
             *_batch_problems(cfg),
         ]
     if problems:
@@ -203,6 +207,20 @@ def _train_problems(cfg: Config) -> Iterator[str]:
             f"cluster.gpus_per_worker: found {gpus} with cluster.workers={workers}; allowed: 0 or 1, because NCCL "
             "refuses two ranks on one GPU"
         )
+
+
+def _ema_problems(cfg: Config) -> Iterator[str]:
+    widths = cfg.train.power_ema
+    names = [power_name(width) for width in widths]
+    low, high = POWER_WIDTHS
+    if not all(low <= width <= high for width in widths) or len(set(names)) < len(names):
+        yield (
+            f"train.power_ema: found {widths!r}; allowed: numbers from {low} to {high} that differ in the first three "
+            "decimals, for example [0.05, 0.1]"
+        )
+    allowed = ["none", "plain", *names]
+    if cfg.sample.ema not in allowed:
+        yield (f"sample.ema: found {cfg.sample.ema!r}; allowed with train.power_ema={widths!r}: {', '.join(allowed)}")
 
 
 def _batch_problems(cfg: Config) -> Iterator[str]:

@@ -161,6 +161,8 @@ class TrainConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
     ema: float = 0.9999
     """Decay of the weights' exponential moving average for each 256 images' step; scaled to the global batch."""
+    power_ema: list[float] = field(default_factory=list)
+    """Relative widths (EDM2's sigma_rel) of power-function averages that are kept besides; [] keeps none."""
     log_images: int = 25_600
     """Images between two logged lines."""
     checkpoint_images: int = 2_560_000
@@ -211,8 +213,8 @@ class SampleConfig:
     """Pictures in one forward pass (guidance doubles it)."""
     seed: int = 0
     """Seed of noise; picture i is the same for any batch size and number of workers."""
-    ema: bool = True
-    """Sample from the averaged weights."""
+    ema: str = "plain"
+    """Weights to sample from: plain (train.ema), power-0.050 (0.05 of train.power_ema) or none (as trained)."""
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Memory:
     optimizer: int
     """fp32 master copy and AdamW's two moments."""
     ema: int
-    """fp32 average of the slices this rank owns."""
+    """fp32 averages of the slices this rank owns."""
 
     @property
     def total(self) -> int:
@@ -99,18 +99,18 @@ def count(
     )
 
 
-def memory(parameters: int, zero_stage: int, workers: int) -> Memory:
+def memory(parameters: int, zero_stage: int, workers: int, averages: int = 1) -> Memory:
     """Bytes on each rank under ZeRO `zero_stage` (0 to 3) over `workers` ranks; everything fp32, activations apart.
 
     Stage 1 shares out the optimiser's state, stage 2 the gradients too, stage 3 the parameters too. Stage 0 needs no
-    master copy beside the fp32 parameters. The EMA always follows the slices that a rank's optimiser owns.
+    master copy beside the fp32 parameters. The EMAs, `averages` of them, always follow the slices that a rank owns.
     """
     share = math.ceil(parameters / workers)
     return Memory(
         weights=4 * (share if zero_stage >= 3 else parameters),
         gradients=4 * (share if zero_stage >= 2 else parameters),
         optimizer=12 * share if zero_stage >= 1 else 8 * parameters,
-        ema=4 * (share if zero_stage >= 1 else parameters),
+        ema=4 * averages * share,
     )
 
 

@@ -17,7 +17,7 @@ from diffussm.errors import DiffuSSMError
 from diffussm.model import build_model
 from diffussm.naming import RunPaths
 from diffussm.train.ahead import ahead
-from diffussm.train.ema import Ema, decay_for_batch
+from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
 from diffussm.train.guard import Guard
 from diffussm.train.logger import Announce, Logger
@@ -46,9 +46,9 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
     process = Process(cfg.diffusion)
     model = build_model(cfg.model, data.latent, activation_checkpointing=cfg.train.activation_checkpointing)
     engine = Engine(model.to(world.device), cfg.train, accumulation(cfg), world)
-    ema = Ema(engine.slices(), decay_for_batch(cfg.train.ema, cfg.train.global_batch))
+    averages = Averages(engine.slices(), cfg.train)
     logger = Logger(cfg, world, store, attempt, announce, scratch)
-    saver = Saver(cfg, engine, ema, store, attempt, logger)
+    saver = Saver(cfg, engine, averages, store, attempt, logger)
     at = saver.restore()
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
@@ -64,9 +64,8 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
         for epoch, micros in coming:
             lr = learning_rate(cfg.train, at.images)
             result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
-            if not result.skipped:
-                ema.update()
             at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
+            averages.update(at.images, skipped=result.skipped)
             logger.step(result, at, lr)
             guard.observe(result.skipped, at.images)
             saver.step(at)

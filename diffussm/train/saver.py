@@ -11,7 +11,7 @@ from diffussm.checkpoint.store import Store
 from diffussm.config import digest
 from diffussm.config.schema import Config
 from diffussm.errors import StorageError
-from diffussm.train.ema import Ema
+from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine, Slice
 from diffussm.train.intervals import due
 from diffussm.train.logger import Logger
@@ -23,16 +23,14 @@ class Saver:
 
     cfg: Config
     engine: Engine
-    ema: Ema
+    averages: Averages
     store: Store
     attempt: int
     logger: Logger
 
     def parts(self, slices: list[Slice]) -> list[Part]:
         """What a checkpoint holds of this rank's own slices."""
-        return [
-            Part(s.name, s.shape, s.start, s.tensors | {"ema": self.ema.tensor(s.name)}) for s in slices
-        ]  # fmt: skip
+        return [Part(s.name, s.shape, s.start, s.tensors | self.averages.tensors(s.name)) for s in slices]
 
     def restore(self) -> Counters:
         """Put the newest checkpoint that verifies into engine and EMA. Collective: every rank must call it.
@@ -44,7 +42,7 @@ class Saver:
             return Counters(0, 0, 0, 0, 0, 0)
         folder, manifest = found
         held = [Part(s.name, s.shape, s.start, s.tensors) for s in self.engine.slices(held=True)]
-        averaged = [Part(s.name, s.shape, s.start, {"ema": self.ema.tensor(s.name)}) for s in self.engine.slices()]
+        averaged = [Part(s.name, s.shape, s.start, self.averages.tensors(s.name)) for s in self.engine.slices()]
         restore.read_into(self.store, folder, manifest, held + averaged)
         self.engine.restored(manifest.counters.adam_steps)
         return manifest.counters

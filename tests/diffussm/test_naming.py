@@ -70,3 +70,10 @@ def test_checkpoints_sort_by_name_as_by_images(images: list[int]) -> None:
 def test_the_wandb_id_follows_from_the_name() -> None:
     assert naming.wandb_id("a") == naming.wandb_id("a") != naming.wandb_id("b")
     assert len(naming.wandb_id("a")) == 16
+
+
+def test_names_of_weights_say_what_they_are() -> None:
+    assert naming.power_name(0.05) == "power-0.050"
+    assert [naming.weights_kind(name) for name in ("none", "plain", naming.power_name(0.1))] == [
+        "master", "ema-plain", "ema-power-0.100",
+    ]  # fmt: skip

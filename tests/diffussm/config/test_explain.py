@@ -47,6 +47,7 @@ def test_kinds_and_choices() -> None:
     assert table["model.width"].optional
     assert table["model.width"].allowed == "a whole number, or null"
     assert table["data.classes"].kind is list
+    assert table["train.power_ema"].allowed == "a list of numbers"
     assert table["train"].is_section
     assert not table["train.lr"].is_section
 

@@ -105,6 +105,9 @@ def test_an_unknown_key_like_no_other_points_to_the_list(minimal: Path) -> None:
         ("data.classes=x", ["data.classes", "'x'", "a list of text"]),
         ("data.classes=[1]", ["data.classes", "[1]", "a list of text"]),
         ("data.classes.0=x", ["data.classes", "a list of text"]),
+        ("train.power_ema=[a]", ["train.power_ema", "['a']", "a list of numbers"]),
+        ("train.power_ema=[true]", ["train.power_ema", "[True]", "a list of numbers"]),
+        ("train.power_ema=0.05", ["train.power_ema", "0.05", "a list of numbers"]),
         ("train=3", ["train", "3", "train.lr"]),
         ("train.lr.x=1", ["train.lr", "a number"]),
         ("model.width=wide", ["model.width", "'wide'", "null"]),
@@ -179,6 +182,7 @@ def test_the_digest_tells_configs_apart(minimal: Path) -> None:
     images=st.integers(min_value=0, max_value=2**62),
     classes=st.lists(st.text(alphabet="ab19 :-'", min_size=1, max_size=5), max_size=3),
     width=st.none() | st.integers(min_value=1, max_value=4096),
+    power=st.lists(st.floats(0.01, 0.28), max_size=3),
 )
 def test_dump_and_load_are_inverse(
     tmp_path_factory: pytest.TempPathFactory,
@@ -187,10 +191,12 @@ def test_dump_and_load_are_inverse(
     images: int,
     classes: list[str],
     width: int | None,
+    power: list[float],
 ) -> None:
     cfg = Config(name=name)
     cfg.data.latents, cfg.data.classes = "x", classes
     cfg.train.images, cfg.train.lr, cfg.model.width = images, lr, width
+    cfg.train.power_ema = power
     path = tmp_path_factory.mktemp("dump") / "config.yaml"
     path.write_text(dump(cfg))
     assert load(path) == cfg

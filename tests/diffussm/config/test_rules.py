@@ -80,6 +80,12 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "train.zero_stage=4",
         "train.ema=1",
         "train.ema=-0.1",
+        "train.power_ema=[0]",
+        "train.power_ema=[0.3]",
+        "train.power_ema=[.nan]",
+        "train.power_ema=[0.05, 0.0501]",
+        "sample.ema=true",
+        "sample.ema=power-0.050",
         "train.log_images=0",
         "train.checkpoint_images=0",
         "train.keep_checkpoints=0",
@@ -130,6 +136,8 @@ def test_an_illegal_value_is_refused_by_its_key(override: str, tmp_path: Path) -
         ["cluster.gpus_per_worker=1", "cluster.workers=8"],
         ["model.width=4", "model.pos_embed=sincos"],
         ["model.state=2", "model.hourglass=1", "train.ema=0", "train.zero_stage=3"],
+        ["train.power_ema=[0.01, 0.28]", "sample.ema=power-0.280"],
+        ["sample.ema=none"],
     ],
 )
 def test_values_at_the_edge_are_legal(overrides: list[str], tmp_path: Path) -> None:

@@ -96,9 +96,10 @@ def test_checkpointing_keeps_block_inputs_and_one_block() -> None:
 
 
 def test_memory_falls_with_the_stage_and_the_ranks() -> None:
-    assert memory(100, 0, 8).total == 4 * 100 + 4 * 100 + 8 * 100 + 4 * 100
+    assert memory(100, 0, 8).total == 4 * 100 + 4 * 100 + 8 * 100 + 4 * 13
     assert [memory(100, stage, 1).optimizer for stage in range(4)] == [800, 1200, 1200, 1200]
     assert [memory(800, stage, 8).total for stage in (1, 2, 3)] == [8000, 5200, 2400]
+    assert [memory(800, stage, 8, averages=3).ema for stage in range(4)] == [1200] * 4
 
 
 def test_docstring_tells_these_counts() -> None:
