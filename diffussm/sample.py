@@ -37,6 +37,8 @@ class Painter:
     decoder: autoencoder.Autoencoder
     manifest: Manifest
     device: torch.device
+    kind: str
+    """Which of the checkpoint's weights these are: `master`, or an average."""
 
     @staticmethod
     def load(
@@ -60,7 +62,8 @@ class Painter:
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder, manifest = restore.choose(store, images, announce)
-        weights = restore.read_weights(store, folder, manifest, weights_kind(cfg.sample.ema))
+        kind = weights_kind(cfg.sample.ema)
+        weights = restore.read_weights(store, folder, manifest, kind)
         model = build_model(cfg.model, passport.latent)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if shapes != manifest.shapes:
@@ -72,7 +75,7 @@ class Painter:
         model.load_state_dict(weights)
         decoder = autoencoder.load(cfg.data.autoencoder).to(device)
         return Painter(
-            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, manifest, device
+            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, manifest, device, kind
         )  # fmt: skip
 
     def paint(

@@ -79,6 +79,23 @@ def evaluate(
 
 
 @app.command()
+def export(
+    config: o.Config,
+    to: o.To,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    checkpoint: o.Checkpoint = None,
+    licence: o.Licence = "",
+    push: o.Push = "",
+) -> None:
+    """Write a run as a folder that diffusers loads.
+
+    Weights in safetensors, scheduler, autoencoder and a model card: `DiffuSSMPipeline.from_pretrained(DIR)`.
+    """
+    flags = {"to": to, "checkpoint": checkpoint, "licence": licence, "push": push}
+    local.run(local.export(local.read(config, overrides), flags))
+
+
+@app.command()
 def config(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Explain all keys, or show one config.
 

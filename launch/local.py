@@ -72,10 +72,12 @@ def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, objec
 def driver(job: Job, stage: str = "", flags: Mapping[str, object] | None = None) -> list[str]:
     """The command line of a job; `stage` runs that stage alone, and flags that are None or empty are left out."""
     only = ["--only", stage] if stage else []
-    for name, value in (flags or {}).items():
-        if value not in (None, ""):
-            only += [f"--{name}", str(value)]
-    return [*_module("cluster.driver"), *only, job.path, *job.overrides]
+    return [*_module("cluster.driver"), *only, *_flags(flags or {}), job.path, *job.overrides]
+
+
+def export(job: Job, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm export`."""
+    return [*_module("diffussm.export"), *_flags(flags), job.path, *job.overrides]
 
 
 def preflight(job: Job | None) -> list[str]:
@@ -98,6 +100,12 @@ def run(command: Sequence[str]) -> NoReturn:
 def shown(command: Sequence[str]) -> str:
     """`command` as it can be pasted into a shell."""
     return shlex.join(command)
+
+
+def _flags(flags: Mapping[str, object]) -> list[str]:
+    """`--name value` for each flag that is given."""
+    given = {name: value for name, value in flags.items() if value not in (None, "")}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
 def _module(name: str) -> list[str]:

@@ -22,6 +22,10 @@ Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: 
 
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 
+To = Annotated[str, Option(metavar="DIR", help="Folder to be made.")]
+Licence = Annotated[str, Option(metavar="SPDX", help="Licence named in the model card.")]
+Push = Annotated[str, Option(metavar="OWNER/NAME", help="Also upload to this place on Hugging Face's hub.")]
+
 NO_OVERRIDES: list[str] = []
 
 Bench = Annotated[str, Argument(metavar="op|block|loop", help="What to measure.")]

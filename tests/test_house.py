@@ -27,6 +27,8 @@ TESTED_ELSEWHERE = {
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",
+    "diffussm/export/__main__.py": "tests/diffussm/export/test_folder.py runs it as a command",
+    "diffussm/export/pipeline.py": "tests/diffussm/export/test_folder.py draws through it and compares",
     "diffussm/ops/api.py": "the face of library.py: tests/diffussm/ops/test_library.py calls everything through it",
     "diffussm/ops/cuda_nvrtc.py": "compiles the CUDA source: tests/diffussm/ops/test_budget.py; on a card tests/gpu",
     "diffussm/ops/cuda_tables.py": "data of the CUDA kernel: tests/diffussm/ops/test_cuda.py convolves with it",

@@ -47,6 +47,11 @@ class Autoencoder:
         self.scaling_factor = float(config.scaling_factor)
         self.shift = float(config.shift_factor or 0.0)
 
+    @property
+    def network(self) -> Any:
+        """diffusers' network itself."""
+        return self._network
+
     def to(self, device: torch.device | str) -> Autoencoder:
         """Move the network to `device`; returns self."""
         self._network.to(device)

@@ -16,7 +16,7 @@ from diffussm.errors import ConfigError, ExitCode
 from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
-COMMANDS = ("prepare", "train", "sample", "evaluate", "config", "doctor", "bench")
+COMMANDS = ("prepare", "train", "sample", "evaluate", "export", "config", "doctor", "bench")
 
 
 @pytest.fixture
@@ -108,6 +108,11 @@ def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> N
     }
 
 
+def test_export_passes_its_flags(minimal: str, started: list[list[str]]) -> None:
+    invoke("export", minimal, "--to", "out", "--licence", "mit", "--push", "me/it")
+    assert started == [["diffussm.export", "--to", "out", "--licence", "mit", "--push", "me/it", minimal]]
+
+
 def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:
     result = CliRunner().invoke(cli.app, ["train", minimal, "--dry-run", "train.lr=0.25"], catch_exceptions=False)
     assert result.exit_code == 0
@@ -119,8 +124,9 @@ def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str,
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "bench")])
 def test_a_wrong_config_starts_nothing(command: str, minimal: str, started: list[list[str]]) -> None:
+    required = ["--to", "out"] if command == "export" else []
     with pytest.raises(ConfigError):
-        CliRunner().invoke(cli.app, [command, minimal, "train.imags=3"], catch_exceptions=False)
+        CliRunner().invoke(cli.app, [command, minimal, "train.imags=3", *required], catch_exceptions=False)
     assert started == []
 
 

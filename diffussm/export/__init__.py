@@ -1,0 +1,1 @@
+"""A trained run as a folder that others can load: safetensors weights, a diffusers pipeline, a model card."""
