@@ -42,6 +42,7 @@ class Stages:
         """Make local places absolute, because workers start in folders of their own."""
         cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
+        cfg.data.labels = absolute(cfg.data.labels)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator())
 
@@ -64,13 +65,14 @@ class Stages:
         """Make the latents unless they are there; an existing set that does not fit the config is refused."""
         from diffussm.data.encode import prepare
 
-        self._use_all_threads()
         passport = prepare(self.cfg, progress=lambda done, total: self._work("encode", done, total, "images"))
         self.narrator.end()
         self.narrator.say(
             f"latents: {passport.number:,} images of {len(passport.classes)} classes in {self.cfg.data.latents}"
             + (f" ({len(passport.skipped)} skipped: named in its passport.json)" if passport.skipped else "")
         )
+        for line in passport.remarks():
+            self.narrator.say(f"  {line}")
         return passport
 
     def train(self) -> None:

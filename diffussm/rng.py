@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
     SAMPLE = 2
     LABEL = 3
     EVALUATE = 4
+    ENCODE = 5
 
 
 def generator(seed: int, purpose: Purpose, index: int, epoch: int = 0) -> np.random.Generator:

@@ -40,6 +40,10 @@ class Store(ABC):
         """The whole object. Raises NotFound, StorageError."""
 
     @abstractmethod
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """Bytes [start, start + size) of the object, fewer at its end. Raises NotFound, StorageError."""
+
+    @abstractmethod
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
         """Put an object; with `create` raise AlreadyExists, atomically, if there is one."""
 
@@ -106,6 +110,12 @@ class LocalStore(Store):
     def read(self, key: str) -> bytes:
         with self._explain(key):
             return (self.root / key).read_bytes()
+
+    @override
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        with self._explain(key), (self.root / key).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
     @override
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
@@ -216,6 +226,15 @@ class S3Store(Store):
     def read(self, key: str) -> bytes:
         with self._explain(key):
             body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+            return body
+
+    @override
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        if size == 0:
+            return b""
+        wanted = f"bytes={start}-{start + size - 1}"
+        with self._explain(key):
+            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key), Range=wanted)["Body"].read()
             return body
 
     @override

@@ -16,6 +16,8 @@ FROZEN = {
     "data.classes": "the labels mean other classes",
     "data.limit": "the data set is another one",
     "data.autoencoder": "the latents mean other pictures",
+    "data.encoder_precision": "the latents are others",
+    "data.stored": "the latents are others",
     "data.flip": "each sample's draws come in a fixed order",
     "data.canonical_nodes": "the order of the samples follows from it",
     "data.shuffle_block_images": "the order of the samples follows from it",

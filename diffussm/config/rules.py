@@ -48,6 +48,14 @@ _RANGES: dict[str, Rule] = {
     "data.download_retries": _at_least(0),
     "data.canonical_nodes": _at_least(1),
     "data.shuffle_block_images": _at_least(1),
+    "prepare.workers": _at_least(0),
+    "prepare.cpus_per_worker": _POSITIVE,
+    "prepare.gpus_per_worker": ((lambda value: 0 <= value <= 1), "0 (CPU) to 1; a worker drives one GPU"),
+    "prepare.threads_per_worker": _at_least(1),
+    "prepare.decode_threads": _at_least(1),
+    "prepare.unit_images": _at_least(1),
+    "prepare.batch": _at_least(0),
+    "prepare.max_failures": _at_least(0),
     "model.hourglass": _at_least(1),
     "model.state": ((lambda value: value >= 2 and value % 2 == 0), "an even number, 2 or more (conjugate pairs)"),
     "model.backend": _TEXT,
@@ -143,6 +151,13 @@ def _data_problems(cfg: Config) -> Iterator[str]:
     data = cfg.data
     if data.source is Source.folder and not data.images.strip():
         yield "data.images: found nothing; allowed with data.source=folder: a folder with one sub-folder a class"
+    if data.source in (Source.tar, Source.parquet) and not data.images.strip():
+        allowed = "a folder of shards, or a pattern like train-{000..146}.tar"
+        yield f"data.images: found nothing; allowed with data.source={data.source.value}: {allowed}"
+    if data.labels and data.source is not Source.folder:
+        yield f"data.labels: found {data.labels!r}; allowed with data.source={data.source.value}: nothing"
+    if data.image_column and data.source is not Source.parquet:
+        yield f"data.image_column: found {data.image_column!r}; allowed with data.source={data.source.value}: nothing"
     if data.source is Source.twemoji and data.images.strip():
         yield f"data.images: found {data.images!r}; allowed with data.source=twemoji: nothing (a package has them)"
     repeated = sorted({name for name in data.classes if data.classes.count(name) > 1})

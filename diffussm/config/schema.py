@@ -19,6 +19,15 @@ class Source(Enum):
     twemoji = "twemoji"
     fashion_mnist = "fashion-mnist"
     folder = "folder"
+    tar = "tar"
+    parquet = "parquet"
+
+
+class Stored(Enum):
+    """What a shard keeps of each picture's posterior."""
+
+    moments = "moments"
+    sample = "sample"
 
 
 class OnCorrupt(Enum):
@@ -64,9 +73,15 @@ class DataConfig:
     """Images, autoencoder and the latents made of them."""
 
     source: Source = Source.twemoji
-    """Images to train on: twemoji, fashion_mnist or folder (one sub-folder a class)."""
+    """Images to train on: twemoji, fashion_mnist, folder, tar (WebDataset shards) or parquet (Hugging Face)."""
     images: str = ""
-    """Folder of the images (source=folder) or of the IDX files (source=fashion_mnist; empty: Debian's place)."""
+    """Folder or s3:// URL of the images; shards also as train-{000..146}.tar or a glob; fashion_mnist: of its files."""
+    labels: str = ""
+    """File with the class of each image (source=folder): .csv, .tsv, .jsonl, .json, .txt; empty: the sub-folder."""
+    image_column: str = ""
+    """Column of the image bytes (source=parquet); empty looks for a usual name."""
+    label_column: str = ""
+    """Column or key of the class (parquet, .json in a tar, labels file); empty looks for a usual name."""
     latents: str = MISSING
     """Folder or s3:// URL of the latent shards; made by `diffussm prepare` when absent."""
     resolution_px: int = 256
@@ -76,7 +91,11 @@ class DataConfig:
     limit: int = 0
     """Use at most this many images (the first ones, classes in turn); 0 uses all."""
     autoencoder: str = "builtin:emoji-32"
-    """Frozen VAE: builtin:NAME (weights in the package) or a diffusers folder or hub id."""
+    """Frozen VAE: builtin:NAME (weights in the package) or a diffusers folder or hub id (KL, Tiny or DC)."""
+    encoder_precision: Precision = Precision.fp32
+    """Arithmetic of the encoder when latents are made: fp32 or bf16."""
+    stored: Stored = Stored.moments
+    """Keep mean and deviation of the posterior (moments; a fresh sample each epoch) or one sample drawn once."""
     on_corrupt: OnCorrupt = OnCorrupt.skip
     """An image that cannot be decoded is skipped, named and counted (skip) or stops the command (fail)."""
     shard_bytes: int = 1 << 26
@@ -93,6 +112,28 @@ class DataConfig:
     """Rows that samples are dealt out to, a divisor of train.global_batch; fixes their order; frozen once started."""
     shuffle_block_images: int = 4096
     """Images within which the order is shuffled; frozen after the first start."""
+
+
+@dataclass
+class PrepareConfig:
+    """How latents are made; what they are is in `data`."""
+
+    workers: int = 0
+    """Ray workers that encode; 0 works in this process, with the same result."""
+    cpus_per_worker: float = 1
+    """CPU cores Ray reserves for each worker."""
+    gpus_per_worker: float = 0
+    """GPUs of each worker, or a part of one; 0 encodes on the CPU. Without workers a GPU is used if there is one."""
+    threads_per_worker: int = 1
+    """Threads of the encoder on the CPU; results may differ in the last bit between numbers."""
+    decode_threads: int = 4
+    """Threads that fetch and decode images ahead of each worker's encoder."""
+    unit_images: int = 1024
+    """Images of one unit of work, which a killed worker may lose; each unit has shards of its own."""
+    batch: int = 0
+    """Images in one pass of the encoder; 0: 64 at 256 px and below, fewer above."""
+    max_failures: int = 20
+    """Workers that may be lost before the command stops with `infrastructure`."""
 
 
 @dataclass
@@ -253,6 +294,8 @@ class Config:
     """Seed of initial weights, sample order, noise, timesteps, label drops and flips; frozen after the first start."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and latents."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """Making of the latents."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Network."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -1,16 +1,21 @@
-"""The frozen autoencoder between pictures and latents: the door to diffusers' AutoencoderKL.
+"""The frozen autoencoder between pictures and latents: the door to diffusers' AutoencoderKL, -Tiny and -DC.
 
 Pictures are uint8 (B, H, W, 3). Latents are float32 (B, C, h, w) with h = H / downsampling, already shifted and scaled
-to about unit variance: z = (z_vae - shift) * scaling_factor.
+to about unit variance: z = (z_vae - shift) * scaling_factor, or, where the autoencoder states mean and deviation of
+each channel, z = (z_vae - latents_mean) / latents_std * scaling_factor.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +28,34 @@ BUILTIN = "builtin:"
 BUILTIN_FOLDER = Path(__file__).parent / "weights"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CLASSES: Final = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+"""Classes of diffusers that are read; the last two have no posterior, so their deviation is 0."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an autoencoder's config says about its latents."""
+
+    digest: str
+    """SHA-256 over config and weights files."""
+    downsampling: int
+    """Picture side over latent side."""
+    channels: int
+    """Latent channels C."""
+    scaling_factor: float
+    """Factor that brings latents to about unit variance."""
+    shift: float
+    """Value taken off before scaling; 0 where each channel has its own."""
+    latents_mean: tuple[float, ...]
+    """Value taken off each channel, and"""
+    latents_std: tuple[float, ...]
+    """what each channel is divided by, where the autoencoder states both; else empty."""
+    deterministic: bool
+    """Whether the encoder gives a latent instead of a distribution."""
 
 
 class Autoencoder:
-    """A frozen KL autoencoder on one device.
+    """A frozen autoencoder on one device.
 
     Attributes:
         spec: what it was loaded from, as in `data.autoencoder`.
@@ -34,18 +63,22 @@ class Autoencoder:
         downsampling: picture side over latent side.
         channels: latent channels C.
         scaling_factor: factor that brings latents to about unit variance.
-        shift: value taken off before scaling.
+        shift: value taken off before scaling; 0 where each channel has its own.
+        deterministic: whether the encoder gives a latent instead of a distribution; deviations are 0 then.
+        traits: all of these.
     """
 
     def __init__(self, network: Any, spec: str, digest: str) -> None:
         self._network = network.eval().requires_grad_(False)
-        config = network.config
-        self.spec = spec
-        self.digest = digest
-        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
-        self.channels = int(config.latent_channels)
-        self.scaling_factor = float(config.scaling_factor)
-        self.shift = float(config.shift_factor or 0.0)
+        self.traits = traits = _traits(network.config, type(network).__name__, spec, digest)
+        self.spec, self.digest = spec, digest
+        self.downsampling, self.channels = traits.downsampling, traits.channels
+        self.scaling_factor, self.shift = traits.scaling_factor, traits.shift
+        self.deterministic = traits.deterministic
+        by_channel = bool(traits.latents_std)
+        shape = (1, self.channels if by_channel else 1, 1, 1)
+        self._offset = torch.tensor(traits.latents_mean if by_channel else [self.shift]).view(shape)
+        self._factor = self.scaling_factor / torch.tensor(traits.latents_std if by_channel else [1.0]).view(shape)
 
     @property
     def network(self) -> Any:
@@ -55,6 +88,12 @@ class Autoencoder:
     def to(self, device: torch.device | str) -> Autoencoder:
         """Move the network to `device`; returns self."""
         self._network.to(device)
+        self._offset, self._factor = self._offset.to(device), self._factor.to(device)
+        return self
+
+    def in_precision(self, dtype: torch.dtype) -> Autoencoder:
+        """Calculate in `dtype` from now on; latents stay float32. Returns self."""
+        self._network.to(dtype)
         return self
 
     @property
@@ -87,21 +126,26 @@ class Autoencoder:
             )
         # A copy: pictures may be read-only, as Pillow hands them out.
         x = torch.tensor(pictures, device=self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
-        posterior = self._network.encode(x.contiguous()).latent_dist
-        mean = (posterior.mean - self.shift) * self.scaling_factor  # (B, C, h, w)
-        std = posterior.std * self.scaling_factor  # (B, C, h, w)
+        encoded = self._network.encode(x.contiguous().to(self._dtype))
+        if self.deterministic:
+            raw = (encoded.latents if hasattr(encoded, "latents") else encoded.latent).float()  # (B, C, h, w)
+            deviation = torch.zeros_like(raw)
+        else:
+            raw, deviation = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+        mean = (raw - self._offset) * self._factor  # (B, C, h, w)
+        std = deviation * self._factor  # (B, C, h, w)
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise DataError(
                 f"data.autoencoder: {self.spec} gives latents that are not finite",
-                "use weights that are safe in this precision",
+                "use weights that are safe in this precision, or data.encoder_precision=fp32",
             )
         return mean, std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of scaled latents (B, C, h, w): clamp(127.5 x + 128, 0, 255), truncated."""
-        z = latents.to(self._device, torch.float32) / self.scaling_factor + self.shift  # (B, C, h, w)
-        x = self._network.decode(z).sample  # (B, 3, H, W)
+        z = latents.to(self._device, torch.float32) / self._factor + self._offset  # (B, C, h, w)
+        x = self._network.decode(z.to(self._dtype)).sample.float()  # (B, 3, H, W)
         pictures: npt.NDArray[np.uint8] = (
             (127.5 * x + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         )
@@ -112,24 +156,69 @@ class Autoencoder:
         device: torch.device = next(self._network.parameters()).device
         return device
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self._network.parameters()).dtype
+        return dtype
+
+
+def _traits(config: Any, kind: str, spec: str, digest: str) -> Traits:
+    """Traits from a config with all its keys; raises DataError when it contradicts itself."""
+    mean = tuple(getattr(config, "latents_mean", None) or ())
+    std = tuple(getattr(config, "latents_std", None) or ())
+    channels = int(config.latent_channels)
+    if len(mean) != len(std) or (std and (len(std) != channels or min(std) <= 0)):
+        raise DataError(
+            f"data.autoencoder: {spec} states latents_mean {mean} and latents_std {std}; allowed are {channels} values "
+            "each, deviations above 0, or neither",
+            "mend its config.json",
+        )
+    # One halving between two levels of the encoder.
+    levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
+    return Traits(
+        digest=digest,
+        downsampling=int(2 ** (len(levels) - 1)),
+        channels=channels,
+        scaling_factor=float(config.scaling_factor),
+        shift=0.0 if std else float(getattr(config, "shift_factor", None) or 0.0),
+        latents_mean=mean,
+        latents_std=std,
+        deterministic=kind in CLASSES[1:],
+    )
+
+
+def describe(spec: str) -> Traits:
+    """Traits of an autoencoder without loading its weights; raises DataError as `load` does."""
+    folder = resolve(spec)
+    kind, config = _config(folder, spec)
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return _traits(SimpleNamespace(**(defaults | config)), kind, spec, _digest(folder))
+
 
 def load(spec: str) -> Autoencoder:
     """Load an autoencoder in float32 on the CPU.
 
     Args:
-        spec: `builtin:NAME` (weights in the package), a folder as diffusers writes it, or an id on Hugging Face's hub.
+        spec: `builtin:NAME` (weights in the package), a folder as diffusers writes it, or an id on Hugging Face's hub,
+            with a sub-folder if need be (`owner/name/vae`).
 
     Raises:
-        DataError: no such built-in, a folder that lacks a file, or weights that do not fit their config.
+        DataError: no such built-in, a folder that lacks a file, a class that is not read, or weights that do not fit
+            their config.
     """
     folder = resolve(spec)
-    from diffusers import AutoencoderKL
+    kind, _ = _config(folder, spec)
+    import diffusers
 
     try:
-        network = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+        network = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
-            f"data.autoencoder: {spec} cannot be loaded ({error})", "name a folder of a diffusers AutoencoderKL"
+            f"data.autoencoder: {spec} cannot be loaded ({error})",
+            f"name a folder of a diffusers {' or '.join(CLASSES)}",
         ) from error
     # Convolutions on the CPU are a third faster with channels last.
     return Autoencoder(network.to(memory_format=torch.channels_last), spec, _digest(folder))
@@ -176,12 +265,30 @@ def write(network: nn.Module, folder: Path) -> None:
         shutil.rmtree(scratch)
 
 
+def _config(folder: Path, spec: str) -> tuple[str, dict[str, Any]]:
+    """Which of CLASSES the config names, and the config; old ones name none and are AutoencoderKL."""
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        kind = str(config.get("_class_name", CLASSES[0]))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"data.autoencoder: {folder / CONFIG_FILE} is no config ({error})", "fetch it again") from error
+    if kind not in CLASSES:
+        raise DataError(
+            f"data.autoencoder: found {spec}, an {kind}; allowed are {', '.join(CLASSES)}", "name another autoencoder"
+        )
+    return kind, config
+
+
 def _fetch(spec: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(spec, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        owner, _, rest = spec.partition("/")
+        name, _, below = rest.partition("/")
+        repository = f"{owner}/{name}" if rest else owner
+        wanted = [f"{below}/{file}" if below else file for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        return Path(snapshot_download(repository, allow_patterns=wanted)) / below
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             f"data.autoencoder: found {spec!r}, which is no folder here and cannot be fetched ({type(error).__name__})",

@@ -1,278 +1,224 @@
-"""Pictures to latent shards: the writing door to mosaicml-streaming.
-
-Each sample holds its id and label and the posterior's mean and standard deviation, of the picture and of its mirror
-image, scaled, in half precision. Samples lie in a fixed random order, so that any stretch of shards holds all classes.
-"""
+"""Make the latents that a config asks for: plan, units, then index and passport. Here in one process, without Ray."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import itertools
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from streaming import MDSWriter
-from streaming.base.storage import CloudUploader
 
-from diffussm.config.schema import Config, DataConfig, OnCorrupt
-from diffussm.data import autoencoder, images, latents
-from diffussm.data.autoencoder import Autoencoder
-from diffussm.data.images import CorruptImageError, ImageSource, Item, Pixels
-from diffussm.data.passport import CROP, DTYPE, FILE, Passport, Skipped
-from diffussm.errors import DataError, StorageError
-from diffussm.naming import is_remote
+from diffussm.checkpoint.store import NotFound, Store, open_store
+from diffussm.config.schema import Config
+from diffussm.data import autoencoder, images, latents, shards
+from diffussm.data.encoder import UNITS_AT_ONCE, Encoder, Job, Progress, columns
+from diffussm.data.ledger import Ledger, Record, summed
+from diffussm.data.passport import CROP, DTYPE, FILE, Passport
+from diffussm.data.source import ImageSource
+from diffussm.data.units import Unit, batch_size, plan
+from diffussm.errors import DataError
+from diffussm.naming import is_remote, join
 
-BATCH = 64
-"""Pictures in one pass of the autoencoder."""
-HASHES = ["sha1", "xxh64"]
-"""Digests of each shard in the index; sorted, as streaming wants them. Readers check the second."""
-Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
-
-_UPLOAD_RETRIES = 5
+_ABANDONED_S = 600.0
+"""A half-written local file as old as this belongs to nobody who still lives."""
 _logger = logging.getLogger(__name__)
 
 
-def prepare(cfg: Config, *, progress: Progress | None = None, device: str = "") -> Passport:
+@dataclass
+class Work:
+    """Latents that are being made."""
+
+    job: Job
+    source: ImageSource
+    ledger: Ledger
+    records: dict[int, Record]
+    """Units that are done."""
+
+    @property
+    def todo(self) -> list[Unit]:
+        """Units that are not."""
+        return [unit for unit in self.ledger.plan.units if unit.number not in self.records]
+
+    @property
+    def done_images(self) -> int:
+        """Pictures of the units that are done."""
+        return sum(len(unit.items) for unit in self.ledger.plan.units if unit.number in self.records)
+
+
+Run = Callable[[Work, Progress], None]
+"""Does all units of `todo` and puts their records into `records`."""
+
+
+def prepare(cfg: Config, *, progress: Progress | None = None, device: str = "", run: Run | None = None) -> Passport:
     """Make the latents that `cfg` asks for, unless they are there already.
 
     Args:
-        cfg: a checked config; only its data section is used.
-        progress: called after each batch.
+        cfg: a checked config; only its sections data and prepare are used.
+        progress: called as pictures are done.
         device: where the autoencoder runs; empty takes the GPU if there is one.
+        run: does the units; empty does them in this process.
 
     Returns:
         The passport of the latents; its `skipped` names the pictures that could not be decoded.
 
     Raises:
-        DataError: the place holds other latents or other files, or the source is at fault (see `images.open_source`).
+        DataError: the place holds other latents or other files, the source is at fault (see `images.open_source`), or a
+            class has no picture that can be decoded.
         CorruptImageError: a picture cannot be decoded and `data.on_corrupt` is fail.
         StorageError: the place cannot be written.
 
-    The passport is written last. A local folder appears whole or not at all; in a bucket, shards of a stopped attempt
-    are overwritten by the next.
+    The passport is written last; without it there are no latents. Whatever ends the work before, the same command goes
+    on with the units that are not done, and gives the same bytes.
     """
+    made = existing(cfg)
+    if made is not None:
+        return made
+    work = begin(cfg, device)
+    tell = progress or (lambda done, total: None)
+    tell(work.done_images, work.ledger.plan.images)
+    if work.todo:
+        (run or run_here)(work, tell)
+    return finish(work)
+
+
+def existing(cfg: Config) -> Passport | None:
+    """The passport of the finished latents at `data.latents`, None if there are none; raises DataError for others."""
+    place = latents.local_path(cfg.data.latents)
+    try:
+        text = open_store(place).read(FILE)
+    except NotFound:
+        return None
+    made = Passport.from_json(text, join(place, FILE))
+    made.check(cfg.data, autoencoder.digest(cfg.data.autoencoder))
+    return made
+
+
+def begin(cfg: Config, device: str = "") -> Work:
+    """Plan the units and claim the place; raises as `prepare`."""
     data = cfg.data
     place = latents.local_path(data.latents)
-    digest = autoencoder.digest(data.autoencoder)
-    made = _existing(place)
-    if made is not None:
-        made.check(data, digest)
-        return made
+    step = autoencoder.describe(data.autoencoder).downsampling
+    if data.resolution_px % step:
+        raise DataError(
+            f"data.resolution_px: found {data.resolution_px}; {data.autoencoder} takes multiples of {step}",
+            f"set data.resolution_px to a multiple of {step}",
+        )
     source = images.open_source(data)
-    network = autoencoder.load(data.autoencoder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if data.resolution_px % network.downsampling:
-        raise DataError(
-            f"data.resolution_px: found {data.resolution_px}; {data.autoencoder} takes multiples of "
-            f"{network.downsampling}",
-            f"set data.resolution_px to a multiple of {network.downsampling}",
-        )
-    if is_remote(place):
-        return _prepare_remote(data, source, network, place, progress)
-    return _prepare_local(data, source, network, Path(place), digest, progress)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    batch = batch_size(cfg.prepare.batch, data.resolution_px, len(source))
+    settings = {
+        "data.source": data.source.value,
+        "data.classes": list(data.classes),
+        "data.limit": data.limit,
+        "data.resolution_px": data.resolution_px,
+        "data.autoencoder": autoencoder.digest(data.autoencoder),
+        "data.encoder_precision": data.encoder_precision.value,
+        "data.stored": data.stored.value,
+        "data.shard_bytes": data.shard_bytes,
+        "prepare.unit_images": cfg.prepare.unit_images,
+        "prepare.batch": batch,
+        "prepare.threads_per_worker": cfg.prepare.threads_per_worker,
+        "crop": CROP,
+        "device": device.split(":")[0],
+    }
+    whole = plan(source, settings, cfg.prepare.unit_images)
+    ledger = Ledger(open_store(place), whole)
+    ledger.begin()
+    job = Job(cfg, place, replace(whole, units=()), source.reader, batch, device)
+    return Work(job, source, ledger, ledger.done(_logger.warning))
 
 
-@dataclass
-class _Tally:
-    """What is counted while samples are written."""
+def run_here(work: Work, progress: Progress) -> None:
+    """Do all units in this process: one is decoded or stored while another is encoded."""
+    done, total = work.done_images, work.ledger.plan.images
+    lock = threading.Lock()
 
-    class_counts: list[int]
-    skipped: list[Skipped] = field(default_factory=list)
-    elements: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    def count(more: int) -> None:
+        nonlocal done
+        with lock:
+            done += more
+            progress(done, total)
 
-    def add(self, label: int, mean: Any, std: Any) -> None:
-        """Count one sample; the square of a posterior sample is mean^2 + std^2 on average."""
-        mean, std = mean.astype(np.float64), std.astype(np.float64)
-        self.class_counts[label] += 1
-        self.elements += mean.size
-        self.total += float(mean.sum())
-        self.squares += float((mean**2 + std**2).sum())
-
-    def passport(self, data: DataConfig, source: ImageSource, network: Autoencoder, index_digest: str) -> Passport:
-        """The passport of what was written."""
-        mean = self.total / self.elements
-        side = data.resolution_px // network.downsampling
-        return Passport(
-            source=data.source.value,
-            wanted_classes=tuple(data.classes),
-            limit=data.limit,
-            resolution_px=data.resolution_px,
-            crop=CROP,
-            classes=tuple(source.classes),
-            class_counts=tuple(self.class_counts),
-            number=sum(self.class_counts),
-            skipped=tuple(self.skipped),
-            credit=source.credit,
-            autoencoder=data.autoencoder,
-            autoencoder_digest=network.digest,
-            downsampling=network.downsampling,
-            scaling_factor=network.scaling_factor,
-            shift=network.shift,
-            dtype=DTYPE,
-            latent_shape=(network.channels, side, side),
-            latent_mean=mean,
-            latent_std=(self.squares / self.elements - mean**2) ** 0.5,
-            index_digest=index_digest,
-        )
-
-
-def _existing(place: str) -> Passport | None:
-    """The passport at `place`, None if nothing is there; raises DataError for a folder of other things."""
-    with tempfile.TemporaryDirectory(prefix="diffussm-prepare-") as scratch:
-        path = latents.fetch(place, FILE, Path(scratch))
-        if path is not None:
-            return Passport.from_json(path.read_bytes(), f"{place}/{FILE}")
-    if not is_remote(place) and Path(place).exists() and (not Path(place).is_dir() or any(Path(place).iterdir())):
-        raise DataError(
-            f"data.latents: found {place}, which holds other things than latents; nothing there is overwritten",
-            "choose a folder that does not exist yet",
-        )
-    return None
-
-
-def _prepare_local(
-    data: DataConfig, source: ImageSource, network: Autoencoder, folder: Path, digest: str, progress: Progress | None
-) -> Passport:
-    """Write beside `folder`, then rename, while holding a lock that a killed process cannot keep."""
+    encoder = Encoder(work.job)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
-            # Another process may have finished while this one waited for the lock.
-            made = _existing(str(folder))
-            if made is not None:
-                made.check(data, digest)
-                return made
-            scratch = folder.with_name(f".{folder.name}.writing")
-            shutil.rmtree(scratch, ignore_errors=True)
+        with ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
+            futures = [pool.submit(encoder.run, unit, count) for unit in work.todo]
             try:
-                tally = _write(data, source, network, str(scratch), progress)
-                passport = tally.passport(data, source, network, _digest(scratch / latents.INDEX))
-                (scratch / FILE).write_text(passport.to_json(), encoding="utf-8")
-                scratch.replace(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            return passport
-    except OSError as error:
-        raise StorageError(
-            f"data.latents: {folder} cannot be written ({error.strerror or error})",
-            "choose a folder on a disk that can be written and has room",
-        ) from error
+                for future in futures:
+                    record = future.result()
+                    work.records[record.unit] = record
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+    finally:
+        encoder.close()
 
 
-def _prepare_remote(
-    data: DataConfig, source: ImageSource, network: Autoencoder, url: str, progress: Progress | None
-) -> Passport:
-    """Upload each shard as it fills, then the index, then the passport."""
-    with tempfile.TemporaryDirectory(prefix="diffussm-prepare-") as name:
-        scratch = Path(name)
-        tally = _write(data, source, network, (str(scratch / "shards"), url), progress)
-        index = latents.fetch(url, latents.INDEX, scratch)
-        if index is None:
-            raise StorageError(f"{url}: the index was written and is not there", "check the store")
-        passport = tally.passport(data, source, network, _digest(index))
-        with latents.storage_errors(url):
-            uploader = CloudUploader.get((str(scratch / "passport"), url), keep_local=True, retry=_UPLOAD_RETRIES)
-            (scratch / "passport" / FILE).write_text(passport.to_json(), encoding="utf-8")
-            uploader.upload_file(FILE)
-        return passport
-
-
-def _write(
-    data: DataConfig,
-    source: ImageSource,
-    network: Autoencoder,
-    out: str | tuple[str, str],
-    progress: Progress | None,
-) -> _Tally:
-    """Encode all pictures of `source` into shards at `out`; raises DataError when a class has no picture left."""
-    place = out if isinstance(out, str) else out[1]
+def finish(work: Work) -> Passport:
+    """Write index and passport from the ledger; raises DataError when a class has no picture left."""
+    records = [work.records[unit.number] for unit in work.ledger.plan.units]
+    counts, converted, skipped, mean, std = summed(records, len(work.source.classes))
+    empty = [name for name, count in zip(work.source.classes, counts, strict=True) if not count]
+    data = work.job.cfg.data
+    if empty:
+        work.ledger.take_back(record for record in records if record.skipped)
+        raise DataError(
+            f"data.source={data.source.value}: no picture of {', '.join(empty)} can be decoded "
+            f"({len(skipped)} skipped, for example {skipped[0].name}: {skipped[0].reason})",
+            "repair the pictures or leave out the class by data.classes",
+        )
+    store = work.ledger.store
+    work.ledger.sweep(records)
+    index = shards.index_json([shard for record in records for shard in record.shards])
+    store.write(latents.INDEX, index)
+    network = autoencoder.describe(data.autoencoder)
     side = data.resolution_px // network.downsampling
-    moment = f"ndarray:{DTYPE}:{network.channels},{side},{side}"
-    columns = {"id": "int", "label": "int"} | dict.fromkeys(latents.MOMENTS, moment)
-    with latents.storage_errors(place):
-        writer = MDSWriter(out=out, columns=columns, hashes=HASHES, size_limit=data.shard_bytes, retry=_UPLOAD_RETRIES)
-    tally = _Tally([0] * len(source.classes))
-    done = 0
-    try:
-        for items, pixels, skipped in _batches(source, data.on_corrupt):
-            tally.skipped += skipped
-            done += len(items) + len(skipped)
-            if items:
-                moments = _moments(network, np.stack(pixels))
-                for item, *values in zip(items, *moments, strict=True):
-                    tally.add(item.label, values[0], values[1])
-                    sample = {"id": item.id, "label": item.label} | dict(zip(latents.MOMENTS, values, strict=True))
-                    with latents.storage_errors(place):
-                        writer.write(sample)
-            if progress is not None:
-                progress(done, len(source))
-        empty = [name for name, count in zip(source.classes, tally.class_counts, strict=True) if not count]
-        if empty:
-            raise DataError(
-                f"data.source={data.source.value}: no picture of {', '.join(empty)} can be decoded "
-                f"({len(tally.skipped)} skipped, for example {tally.skipped[0].name}: {tally.skipped[0].reason})",
-                "repair the pictures or leave out the class by data.classes",
-            )
-    except BaseException:
-        # Leaving streaming's own context manager would write an index even now.
-        writer.cancel_future_jobs()
-        raise
-    with latents.storage_errors(place):
-        writer.finish()
-    return tally
+    passport = Passport(
+        source=data.source.value,
+        wanted_classes=tuple(data.classes),
+        limit=data.limit,
+        resolution_px=data.resolution_px,
+        crop=CROP,
+        classes=tuple(work.source.classes),
+        class_counts=tuple(counts),
+        number=sum(counts),
+        skipped=tuple(skipped),
+        credit=work.source.credit,
+        autoencoder=data.autoencoder,
+        autoencoder_digest=network.digest,
+        downsampling=network.downsampling,
+        scaling_factor=network.scaling_factor,
+        shift=network.shift,
+        dtype=DTYPE,
+        latent_shape=(network.channels, side, side),
+        latent_mean=mean,
+        latent_std=std,
+        index_digest=hashlib.sha256(index).hexdigest(),
+        images=data.images,
+        labels=data.labels,
+        encoder_precision=data.encoder_precision.value,
+        stored=data.stored.value,
+        columns=columns(data.stored, network.deterministic),
+        latents_mean=network.latents_mean,
+        latents_std=network.latents_std,
+        converted=dict(sorted(converted.items())),
+        plan_digest=work.ledger.plan.digest,
+    )
+    store.write(FILE, passport.to_json().encode())
+    _sweep_halves(store, work.job.place)
+    return passport
 
 
-def _batches(source: ImageSource, on_corrupt: OnCorrupt) -> Iterator[tuple[list[Item], list[Pixels], list[Skipped]]]:
-    """Decoded pictures in a fixed random order, BATCH at a time, with those that were skipped."""
-    order = np.random.default_rng(0).permutation(len(source))
-    items = list(source)
-
-    def load(position: int) -> tuple[Item, Pixels | CorruptImageError]:
-        try:
-            return items[position], source.load(items[position])
-        except CorruptImageError as error:
-            return items[position], error
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(order), BATCH):
-            kept, pixels, skipped = [], [], []
-            for item, result in pool.map(load, order[start : start + BATCH]):
-                if not isinstance(result, CorruptImageError):
-                    kept.append(item)
-                    pixels.append(result)
-                elif on_corrupt is OnCorrupt.fail:
-                    raise result
-                else:
-                    _logger.warning("skipped: %s", result.message)
-                    skipped.append(Skipped(item.name, result.message))
-            yield kept, pixels, skipped
-
-
-def _moments(network: Autoencoder, pictures: Pixels) -> list[Any]:
-    """Mean and standard deviation of pictures (B, H, W, 3), then of their mirror images: four (B, C, h, w) arrays."""
-    pairs = (network.encode(pictures), network.encode(np.ascontiguousarray(pictures[:, :, ::-1])))
-    return [moment.cpu().numpy().astype(DTYPE) for moment in itertools.chain(*pairs)]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # Released by the kernel when the process ends, however it ends.
-        yield
+def _sweep_halves(store: Store, place: str) -> None:
+    """Remove files that killed workers left half-written in a local folder; in a bucket there are none."""
+    if is_remote(place):
+        return
+    for path in Path(place).rglob("*.part"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            path.unlink(missing_ok=True)

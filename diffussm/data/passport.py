@@ -19,6 +19,8 @@ VERSION = 1
 CROP = "adm-center"
 """Name of the crop in `images.center_crop`; another recipe gets another name."""
 DTYPE = "float16"
+_SHOWN = 5
+_TUPLES = {"wanted_classes", "classes", "class_counts", "latent_shape", "columns", "latents_mean", "latents_std"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Skipped:
 
     name: str
     reason: str
+    kind: str = "undecodable"
+    """One word for reports: see `picture.decode`."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,40 @@ class Passport:
     """SHA-256 of the shards' index, which holds the digest of each shard."""
     version: int = VERSION
     """Version of this format."""
+    images: str = ""
+    """`data.images` as it was; the pictures may have moved since."""
+    labels: str = ""
+    """`data.labels` as asked for."""
+    encoder_precision: str = "fp32"
+    """Arithmetic of the encoder."""
+    stored: str = "moments"
+    """`data.stored`: moments of the posterior, or one sample, kept in the columns of the mean."""
+    columns: tuple[str, ...] = ("mean", "std", "mean_flip", "std_flip")
+    """The shards' columns beside id and label; a deviation that is missing is 0."""
+    latents_mean: tuple[float, ...] = ()
+    """Value already taken off each channel, and"""
+    latents_std: tuple[float, ...] = ()
+    """what each channel was divided by, where the autoencoder states them; `shift` is 0 then."""
+    converted: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Pictures that were not plain RGB, by what was done to them (see `picture.oddities`)."""
+    plan_digest: str = ""
+    """SHA-256 over settings and names of all pictures; tells whether a source still is what it was."""
 
     @property
     def latent(self) -> LatentShape:
         """Shape of a latent and number of classes, as the network is built for."""
         return LatentShape(*self.latent_shape, classes=len(self.classes))
+
+    def remarks(self) -> list[str]:
+        """Lines about pictures that were converted and that were skipped, the first of each kind by name."""
+        lines = []
+        if self.converted:
+            lines.append("converted: " + ", ".join(f"{count:,} {word}" for word, count in self.converted.items()))
+        for kind in sorted({skipped.kind for skipped in self.skipped}):
+            of_kind = [skipped for skipped in self.skipped if skipped.kind == kind]
+            more = f" and {len(of_kind) - _SHOWN:,} more" if len(of_kind) > _SHOWN else ""
+            lines.append(f"skipped, {kind}: {', '.join(each.name for each in of_kind[:_SHOWN])}{more}")
+        return lines
 
     def to_json(self) -> str:
         """The passport as indented JSON."""
@@ -96,7 +129,7 @@ class Passport:
                     "make the latents again with `diffussm prepare` under another data.latents",
                 )
             values["skipped"] = tuple(Skipped(**entry) for entry in values["skipped"])
-            for key in ("wanted_classes", "classes", "class_counts", "latent_shape"):
+            for key in _TUPLES & values.keys():
                 values[key] = tuple(values[key])
             return Passport(**values)
         except (ValueError, KeyError, TypeError) as error:
@@ -118,6 +151,9 @@ class Passport:
             ("data.classes", list(self.wanted_classes), list(cfg.classes)),
             ("data.limit", self.limit, cfg.limit),
             ("data.autoencoder (digest)", self.autoencoder_digest, autoencoder_digest),
+            ("data.labels", self.labels, cfg.labels),
+            ("data.encoder_precision", self.encoder_precision, cfg.encoder_precision.value),
+            ("data.stored", self.stored, cfg.stored.value),
             ("crop", self.crop, CROP),
             ("dtype", self.dtype, DTYPE),
         ]

@@ -35,14 +35,14 @@ def test_every_key_has_one_line_of_help() -> None:
 def test_help_is_the_string_under_the_field_itself() -> None:
     table = explain.table()
     assert table["train.images"].help == "Length of the training in images seen."
-    assert table["data.images"].help.startswith("Folder of the images")
+    assert table["data.images"].help.startswith("Folder or s3:// URL of the images")
     assert table["train"].help == "Optimisation."
 
 
 def test_kinds_and_choices() -> None:
     table = explain.table()
     assert table["train.precision"].choices == ["fp32", "bf16"]
-    assert table["data.source"].allowed == "twemoji, fashion_mnist, folder"
+    assert table["data.source"].allowed == "twemoji, fashion_mnist, folder, tar, parquet"
     assert table["model.width"].kind is int
     assert table["model.width"].optional
     assert table["model.width"].allowed == "a whole number, or null"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +66,47 @@ def config(latents: str, images: Path, autoencoder: Path, global_batch: int = 8,
         ),
         train=TrainConfig(images=1, global_batch=global_batch),
     )
+
+
+def tar_shards(folder: Path, out: Path, per_shard: int = 7, form: str = "folder") -> Path:
+    """The pictures of a class folder as WebDataset shards, the class as `folder`, `cls` or `json`."""
+    out.mkdir(parents=True)
+    classes = sorted(p.name for p in folder.iterdir())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for start in range(0, len(files), per_shard):
+        with tarfile.open(out / f"train-{start // per_shard:03}.tar", "w") as tar:
+            for file in files[start : start + per_shard]:
+                label = file.relative_to(folder).parts[0]
+                stem = f"{label}/{file.stem}" if form == "folder" else f"{label}-{file.stem}"
+                members = [(file.suffix, file.read_bytes())]
+                if form == "cls":
+                    members.append((".cls", str(classes.index(label)).encode()))
+                elif form == "json":
+                    members.insert(0, (".json", json.dumps({"label": label, "width": 3}).encode()))
+                for ending, content in members:
+                    info = tarfile.TarInfo(stem + ending)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return out
+
+
+def parquet_files(folder: Path, out: Path, per_file: int = 20, per_group: int = 6) -> Path:
+    """The pictures of a class folder as Hugging Face writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True)
+    classes = sorted(p.name for p in folder.iterdir())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    feature = {"label": {"names": classes, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    for start in range(0, len(files), per_file):
+        part = files[start : start + per_file]
+        images = pa.array(
+            [{"bytes": f.read_bytes(), "path": f.name} for f in part],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        )
+        labels = pa.array([classes.index(f.relative_to(folder).parts[0]) for f in part], pa.int64())
+        table = pa.table({"image": images, "label": labels})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
+        pq.write_table(table, out / f"train-{start // per_file:05}.parquet", row_group_size=per_group)
+    return out

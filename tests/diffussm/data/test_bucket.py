@@ -91,7 +91,7 @@ def test_bucket_that_is_not_there(cfg: Config) -> None:
 
 def test_wrong_credentials(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match="cannot be read or written") as caught:
+    with pytest.raises(StorageError, match="s3://") as caught:
         encode.prepare(cfg)
     assert "credentials" in caught.value.remedy
 
