@@ -112,6 +112,20 @@ def config(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
 
 
 @app.command()
+def plan(
+    config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, workers: o.Workers = "", as_json: o.Json = False
+) -> None:
+    """Say what a run needs and costs.
+
+    Memory, bytes, time and money by arithmetic alone, and the settings that cost least on a given number of workers.
+    """
+    from launch import plan as planning
+
+    cfg, sizes = local.read(config, overrides).cfg, o.numbers("--workers", workers)
+    typer.echo(planning.as_json(cfg, sizes) if as_json else planning.report(cfg, sizes))
+
+
+@app.command()
 def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Look for what this machine lacks.
 

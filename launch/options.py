@@ -6,9 +6,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from diffussm.errors import UsageError
+
 Version = Annotated[bool, Option("--version", help="Say the version.")]
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
-Overrides = Annotated[list[str], Argument(metavar="KEY=VALUE", help="Keys of the config, set here.")]
+Overrides = Annotated[
+    list[str], Argument(metavar="KEY=VALUE", help="Keys of the config, set here, or YAML files to lay over it.")
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Print config, plan and command line, then stop.")]
 Checkpoint = Annotated[int | None, Option(metavar="IMAGES", min=0, help="Which checkpoint (default: the newest).")]
 
@@ -25,6 +29,8 @@ Images = Annotated[int | None, Option(help="evaluate.images: pictures the score 
 To = Annotated[str, Option(metavar="DIR", help="Folder to be made.")]
 Licence = Annotated[str, Option(metavar="SPDX", help="Licence named in the model card.")]
 Push = Annotated[str, Option(metavar="OWNER/NAME", help="Also upload to this place on Hugging Face's hub.")]
+Workers = Annotated[str, Option(metavar="N,N,...", help="Numbers of workers to compare (default: the config's).")]
+Json = Annotated[bool, Option("--json", help="As JSON.")]
 
 NO_OVERRIDES: list[str] = []
 
@@ -32,3 +38,11 @@ Bench = Annotated[str, Argument(metavar="op|block|loop", help="What to measure."
 Passed = Annotated[
     list[str], Argument(metavar="...", help="CONFIG and key=value (loop), or options of the measurement.")
 ]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from 1, separated by commas; raises UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option}: found {text!r}; allowed: whole numbers from 1, as 8,64,256")
+    return [int(part) for part in parts]

@@ -1,29 +1,18 @@
-"""What a run will be, in pure arithmetic: printed by `diffussm train --dry-run` before anything starts."""
+"""What a run will be, in pure arithmetic: the words of `diffussm plan` and of `diffussm train --dry-run`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 from diffussm.config.plan import layout, some, world_sizes
 from diffussm.config.rules import accumulation, micro_batch
-from diffussm.config.schema import Config, Precision
-from diffussm.model.counts import count, memory
-from diffussm.model.presets import LatentShape, check_fit, resolve
-
-PASSPORT = "passport.json"
-
-
-@dataclass(frozen=True)
-class Latent:
-    """Shape of the latents, and how it is known."""
-
-    shape: LatentShape
-    source: str
-    counted: bool
-    """Whether the number of classes is known; if not, the shape has one."""
+from diffussm.config.schema import Config
+from diffussm.errors import ConfigError
+from diffussm.model.presets import check_fit, resolve
+from launch.estimate import Estimate, Estimator
+from launch.latent import Latent, latent
 
 
 def text(cfg: Config) -> str:
@@ -40,35 +29,6 @@ def text(cfg: Config) -> str:
 def steps(cfg: Config) -> int:
     """Optimiser steps until `train.images` are seen; the last one may go beyond."""
     return -(-cfg.train.images // cfg.train.global_batch)
-
-
-def latent(cfg: Config) -> Latent | None:
-    """What the network will denoise, as far as it can be known without a network or torch; None if it cannot.
-
-    Latents that were made on this machine say it themselves. Otherwise the autoencoder's own config does, with the
-    class names of `data.classes`.
-    """
-    passport = Path(cfg.data.latents.removeprefix("file://")) / PASSPORT
-    if passport.is_file():
-        made = json.loads(passport.read_text())
-        channels, height, wide = made["latent_shape"]
-        return Latent(LatentShape(channels, height, wide, len(made["classes"])), str(passport), True)
-    found = _autoencoder(cfg.data.autoencoder)
-    if found is None:
-        return None
-    side = cfg.data.resolution_px // 2 ** (len(found["block_out_channels"]) - 1)
-    shape = LatentShape(found["latent_channels"], side, side, classes=len(cfg.data.classes) or 1)
-    return Latent(shape, cfg.data.autoencoder, counted=bool(cfg.data.classes))
-
-
-def _autoencoder(spec: str) -> dict | None:  # type: ignore[type-arg]
-    """config.json of a built-in autoencoder or of a local folder; None for one that would have to be fetched."""
-    if spec.startswith("builtin:"):
-        name = spec.removeprefix("builtin:")
-        file = resources.files("diffussm") / "data" / "weights" / name / "config.json"
-    else:
-        file = Path(spec) / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _training(cfg: Config) -> list[tuple[str, str]]:
@@ -95,19 +55,157 @@ def _network(cfg: Config) -> list[tuple[str, str]]:
         return [*rows, ("latent", f"not known before {cfg.data.autoencoder} is fetched")]
     shape = known.shape
     check_fit(cfg.model, shape)
-    train = cfg.train
-    is_bf16, recompute = train.precision is Precision.bf16, train.activation_checkpointing
-    counts = count(cfg.model, shape, bf16=is_bf16, activation_checkpointing=recompute)
-    kept = memory(counts.parameters, train.zero_stage, cfg.cluster.workers, 1 + len(train.power_ema))
-    pass_bytes = counts.activation_bytes * micro_batch(cfg)
+    planned = Estimator.of(cfg, known)
+    counts, memory = planned.counts(), planned.estimate(planned.configured()).memory
     more = "" if known.counted else f" with one class; each further class adds {width:,}"
     return [
         *rows,
         ("latent", f"{shape.channels} x {shape.height} x {shape.width} by {known.source}"),
         ("parameters", f"{counts.parameters:,}{more}"),
         ("multiply-adds", f"{counts.macs / 1e9:,.3f} G for an image's forward pass"),
-        ("memory", f"{_gib(kept.total)} of state and about {_gib(pass_bytes)} of activations on each worker"),
+        (
+            "memory",
+            f"{_gib(memory.peak)} at the fullest moment of each worker: {_gib(memory.state)} of state, "
+            f"{_gib(memory.gradients)} of gradients, {_gib(memory.activations + memory.transient)} of activations",
+        ),
     ]
+
+
+def report(cfg: Config, workers: Sequence[int] = ()) -> str:
+    """All that `diffussm plan` says: the run, its costs as configured, and the best settings for numbers of workers.
+
+    Raises:
+        ConfigError: as `text`; or the autoencoder must be fetched before anything can be said.
+    """
+    planned = Estimator.of(cfg, _known(cfg))
+    asked = planned.estimate(planned.configured())
+    rows = _costs(planned, asked)
+    width = max(len(what) for what, _ in rows)
+    lines = [text(cfg), "", *(f"{what:<{width}}  {value}" for what, value in rows)]
+    if planned.card is None:
+        lines += ["", "Time, money and settings are predicted for GPUs only (cluster.gpus_per_worker=1)."]
+        return "\n".join(lines)
+    sizes = list(workers) or [cfg.cluster.workers]
+    found = [(size, planned.recommend(size)) for size in sizes]
+    lines += ["", *table(found, planned.card.name), "", f"{planned.card.name}: {planned.card.source}."]
+    for size, best in found:
+        if best is not None:
+            lines += [f"{size} workers: {' '.join(best.layout.overrides)}"]
+    return "\n".join(lines)
+
+
+def plain(cfg: Config, workers: Sequence[int] = ()) -> dict[str, Any]:
+    """What `report` says as plain data: bytes, seconds, and money as the table has it."""
+    known = _known(cfg)
+    planned = Estimator.of(cfg, known)
+    counts = planned.counts()
+    card = planned.card
+    sizes = list(workers) or [cfg.cluster.workers]
+    best = {size: planned.recommend(size) for size in sizes}
+    return {
+        "run": cfg.name,
+        "parameters": counts.parameters,
+        "macs_per_image": counts.macs,
+        "kernel_macs_per_pass": counts.kernel_macs,
+        "latent": [known.shape.channels, known.shape.height, known.shape.width],
+        "classes": known.shape.classes if known.counted else None,
+        "dataset_bytes": known.images * known.sample_bytes or None,
+        "checkpoint_bytes": planned.checkpoint_bytes,
+        "legal_workers": world_sizes(cfg),
+        "machine": None if card is None else {"name": card.name, "efficiency": card.efficiency, "source": card.source},
+        "configured": planned.estimate(planned.configured()).plain(),
+        "recommended": {str(size): None if found is None else found.plain() for size, found in best.items()},
+    }
+
+
+def as_json(cfg: Config, workers: Sequence[int] = ()) -> str:
+    """`plain` as indented JSON."""
+    return json.dumps(plain(cfg, workers), indent=1)
+
+
+def table(found: Sequence[tuple[int, Estimate | None]], card: str) -> list[str]:
+    """The best settings of some numbers of workers, as lines of a Markdown table."""
+    head = [
+        "GPUs",
+        "ZeRO",
+        "micro batch",
+        "passes",
+        "recompute",
+        "peak GiB",
+        "s/step",
+        "images/s",
+        "days",
+        "GPU h",
+        "USD",
+    ]
+    rows = [f"| {card} {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for size, best in found:
+        if best is None or best.step_s is None:
+            cells = [str(size), "not legal, or nothing fits", *[""] * (len(head) - 2)]
+        else:
+            at, images = best.layout, best.layout.workers * best.layout.micro_batch
+            passes = best.passes
+            cells = [
+                str(size),
+                str(at.stage),
+                str(at.micro_batch),
+                str(passes),
+                "yes" if at.recompute else "no",
+                f"{best.memory.peak / (1 << 30):.1f}",
+                f"{best.step_s:.3f}",
+                f"{images * passes / best.step_s:,.0f}",
+                f"{(best.train_s or 0) / 86400:.1f}",
+                f"{best.gpu_hours or 0:,.0f}",
+                f"{best.price or 0:,.0f}",
+            ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _costs(planned: Estimator, asked: Estimate) -> list[tuple[str, str]]:
+    """What the run moves, keeps and takes, as configured."""
+    cfg, known, card = planned.cfg, planned.known, planned.card
+    rows = [
+        ("data set", f"{_gb(known.images * known.sample_bytes)} of latents" if known.images else "size not known"),
+        ("reads", f"{_gb(asked.data_bytes_per_step)} of latents a step"),
+        ("sends", f"{_gb(asked.network_bytes_per_step)} a step from each worker"),
+        (
+            "checkpoint",
+            f"{_gb(planned.checkpoint_bytes)}; {_gb(planned.checkpoint_bytes * cfg.train.keep_checkpoints)} kept",
+        ),
+        ("save", f"{asked.save_s:.1f} s at {_gb(int(cfg.plan.store_bytes_per_s))}/s from each node"),
+    ]
+    if card is None or asked.step_s is None or asked.train_s is None:
+        return rows
+    return [
+        *rows,
+        ("fits", f"{'yes' if asked.fits else 'NO'}: {_gib(asked.memory.peak)} of {_gib(card.memory_bytes)}"),
+        ("step", f"{asked.step_s:.3f} s on {card.name} at {card.efficiency:.0%} of its peak"),
+        ("time", f"{asked.train_s / 86400:.1f} days"),
+        ("score", f"{(asked.evaluate_gpu_s or 0) / 3600:,.1f} GPU hours of drawing"),
+        ("cost", f"{asked.gpu_hours:,.0f} GPU hours, {asked.price:,.0f} USD at {card.gpu_hour_price:.2f}"),
+    ]
+
+
+def _known(cfg: Config) -> Latent:
+    known = latent(cfg)
+    if known is None:
+        raise ConfigError(
+            f"data.autoencoder: found {cfg.data.autoencoder!r}, whose config.json is not on this machine",
+            "prepare the latents first, or name a folder that holds the autoencoder",
+        )
+    check_fit(cfg.model, known.shape)
+    return known
+
+
+def _gb(size: int) -> str:
+    """Bytes in the unit that keeps three digits."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
 def _gib(size: int) -> str:

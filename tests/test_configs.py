@@ -9,7 +9,10 @@ import pytest
 from diffussm.config import check, load
 from diffussm.config.explain import table
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+OVERLAYS = sorted(FOLDER.glob("*/*.yaml"))
+RECIPES = [path for path in CONFIGS if path.stem.startswith(("imagenet", "lsun"))]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -19,7 +22,16 @@ def test_it_loads_passes_the_rules_and_is_named_after_its_file(path: Path) -> No
     assert cfg.name == path.stem
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_overlay_fits_every_recipe(overlay: Path, recipe: Path) -> None:
+    plain, cfg = load(recipe), load(recipe, [str(overlay)])
+    check(cfg)
+    assert cfg != plain or cfg.model.preset.lower() == overlay.stem
+    assert cfg.name == plain.name
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *OVERLAYS], ids=lambda path: path.stem)
 def test_its_first_line_says_what_it_is_for(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
@@ -33,6 +45,15 @@ def test_the_papers_recipe() -> None:
     assert (cfg.diffusion.timesteps, cfg.diffusion.beta_start, cfg.diffusion.beta_end) == (1000, 1e-4, 0.02)
     assert (cfg.diffusion.label_drop, cfg.sample.steps, cfg.sample.guidance) == (0.1, 250, 1.5)
     assert cfg.data.resolution_px == 256
+
+
+def test_the_papers_recipe_at_512() -> None:
+    small, large = (load(FOLDER / f"imagenet-{side}.yaml") for side in (256, 512))
+    assert (large.data.resolution_px, large.train.images) == (512, 302_000_000)
+    large.name, large.data.resolution_px, large.data.latents = small.name, 256, small.data.latents
+    for key in ("images", "micro_batch", "checkpoint_images"):
+        setattr(large.train, key, getattr(small.train, key))
+    assert large == small
 
 
 def test_there_is_a_config_for_each_source() -> None:

@@ -1,6 +1,7 @@
 """One YAML file plus `key=value` overrides becomes a `Config`, or a ConfigError that says which key is wrong.
 
 Layers, later ones win: defaults of the schema, the file named by `base:` (and its own base), the file, the overrides.
+An override that names a YAML file lays that file over, so that a cluster or a size can be chosen beside the recipe.
 OmegaConf does the merging, the conversion of types and `${...}` interpolation.
 """
 
@@ -25,14 +26,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: a YAML file, or the folder of a run (its `config.yaml` is read).
-        overrides: `dotted.key=value`, the value in YAML; for a text key the characters as they stand.
+        overrides: `dotted.key=value`, the value in YAML, for a text key the characters as they stand; or a YAML file
+            with some keys, which is laid over what stands before it.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown or missing, or a value has the wrong type. Rules that
             join several keys are in `diffussm.config.rules`.
     """
     layers = _read_with_bases(Path(path), [])
-    layers += [(f"override {text!r}", _parse_override(text)) for text in overrides]
+    for text in overrides:
+        layers += (
+            _read_with_bases(Path(text), []) if is_overlay(text) else [(f"override {text!r}", _parse_override(text))]
+        )
     merged = OmegaConf.structured(Config)
     for source, layer in layers:
         _check_layer(layer, source)
@@ -41,6 +46,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         except OmegaConfBaseException as error:
             raise _refusal(error, layer, source) from error
     return _resolve(cast(DictConfig, merged), str(path))
+
+
+def is_overlay(text: str) -> bool:
+    """Whether an override names a file to lay over the config rather than a key and its value."""
+    return "=" not in text and text.endswith((".yaml", ".yml"))
 
 
 def dump(cfg: Config) -> str:
@@ -106,7 +116,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     name = name.strip()
     if not equals or not name:
         raise ConfigError(
-            f"override {text!r}: has no key and value", "write it as key=value, for example train.lr=3e-4"
+            f"override {text!r}: has no key and value",
+            "write it as key=value, for example train.lr=3e-4, or name a YAML file to lay over",
         )
     value: Any = value_text
     key = table().get(name)

@@ -96,6 +96,13 @@ _RANGES: dict[str, Rule] = {
     "evaluate.extractor": _TEXT,
     "evaluate.batch": _at_least(1),
     "observe.project": _TEXT,
+    "plan.machine": _TEXT,
+    "plan.gpus_per_node": _at_least(1),
+    "plan.efficiency": ((lambda value: 0 <= value <= 1), "a number from 0 to 1; 0 takes the table's"),
+    "plan.gpu_hour_price": _NOT_NEGATIVE,
+    "plan.store_bytes_per_s": _POSITIVE,
+    "plan.dataset_images": _at_least(0),
+    "plan.dataset_classes": _at_least(0),
 }
 
 

@@ -41,6 +41,8 @@ class Counts:
     """Multiply-adds of making all kernels, once for each forward pass of any number of images."""
     activation_bytes: int
     """Activations one image keeps for the backward pass, estimated."""
+    block_activation_bytes: int
+    """Those of one block while its gradients are computed."""
 
     @property
     def macs(self) -> int:
@@ -96,6 +98,7 @@ def count(
         fft_macs=depth * _fft_macs(width, latent.length),
         kernel_macs=depth * 2 * width * cfg.state * latent.length,
         activation_bytes=depth * block_input + kept if activation_checkpointing else depth * kept,
+        block_activation_bytes=kept,
     )
 
 

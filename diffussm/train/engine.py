@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffussm.config.schema import Precision, TrainConfig
+from diffussm.model.footprint import bucket_elements
 from diffussm.train.optim import adamw, parameter_groups
 from diffussm.train.world import World
 
@@ -67,8 +68,9 @@ class Engine:
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         optimizer = adamw(parameter_groups(model.parameters(), cfg.weight_decay), cfg)
+        bucket = bucket_elements(sum(parameter.numel() for parameter in model.parameters()))
         self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=_deepspeed_config(cfg, accumulation, world)
+            model=model, optimizer=optimizer, config=_deepspeed_config(cfg, accumulation, world, bucket)
         )
         if self.stage == 0 and world.size == 1:
             self.engine.enable_backward_allreduce = False  # nobody to share gradients with: saves copying them twice
@@ -208,13 +210,13 @@ class Engine:
             persistent[0].all_gather(persistent)
 
 
-def _deepspeed_config(cfg: TrainConfig, accumulation: int, world: World) -> dict[str, Any]:
+def _deepspeed_config(cfg: TrainConfig, accumulation: int, world: World, bucket: int) -> dict[str, Any]:
     """DeepSpeed's own config for ours."""
     return {
         "train_micro_batch_size_per_gpu": cfg.global_batch // world.size // accumulation,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": cfg.grad_clip if cfg.zero_stage > 0 else 0.0,  # without ZeRO the guard clips
-        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_optimization": {"stage": cfg.zero_stage, "reduce_bucket_size": bucket},
         "zero_allow_untested_optimizer": True,
         # Autocast keeps every parameter fp32; DeepSpeed's bf16 mode would cast the state-space parameters too.
         "torch_autocast": {"enabled": cfg.precision is Precision.bf16, "dtype": "bfloat16"},

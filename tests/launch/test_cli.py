@@ -16,7 +16,7 @@ from diffussm.errors import ConfigError, ExitCode
 from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
-COMMANDS = ("prepare", "train", "sample", "evaluate", "export", "config", "doctor", "bench")
+COMMANDS = ("prepare", "train", "sample", "evaluate", "export", "config", "plan", "doctor", "bench")
 
 
 @pytest.fixture

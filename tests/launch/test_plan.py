@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from diffussm.config import Config
+from diffussm.config import Config, check, load
 from diffussm.errors import ConfigError
-from diffussm.model.counts import count, memory
+from diffussm.model.counts import count
+from diffussm.model.footprint import footprint
 from diffussm.model.presets import LatentShape
 from launch import plan
+from launch.estimate import Estimator
+from launch.latent import latent
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -43,63 +49,79 @@ def test_whole_batches_need_no_step_more(cfg: Config) -> None:
     assert plan.steps(cfg) == 10
 
 
-def test_the_latent_follows_from_the_built_in_autoencoder(cfg: Config) -> None:
-    known = plan.latent(cfg)
-    assert known is not None
-    assert known.shape == LatentShape(channels=4, height=8, width=8, classes=3)
-    assert known.counted
-    assert rows(cfg)["parameters"].strip() == f"{count(cfg.model, known.shape).parameters:,}"
-
-
 def test_classes_that_are_not_counted_yet_are_said_to_be(cfg: Config) -> None:
     cfg.data.classes = []
-    known = plan.latent(cfg)
+    known = latent(cfg)
     assert known is not None
-    assert (known.shape.classes, known.counted) == (1, False)
+    assert not known.counted
     one = count(cfg.model, known.shape).parameters
     more = count(cfg.model, LatentShape(4, 8, 8, classes=2)).parameters - one
     assert rows(cfg)["parameters"].strip() == f"{one:,} with one class; each further class adds {more:,}"
 
 
 def test_memory_is_that_of_one_worker(cfg: Config) -> None:
-    cfg.model.preset, cfg.train.zero_stage = "XL", 0
-    known = plan.latent(cfg)
+    cfg.model.preset = "XL"
+    known = latent(cfg)
     assert known is not None
-    state_gib = float(rows(cfg)["memory"].split()[0])
-    kept = memory(count(cfg.model, known.shape).parameters, 0, 2)
-    assert state_gib == pytest.approx((kept.weights + kept.gradients + kept.optimizer + kept.ema) / 2**30, abs=0.01)
-    activations = [float(rows(cfg)["memory"].split("about")[1].split()[0])]
-    cfg.train.micro_batch = 50
-    activations.append(float(rows(cfg)["memory"].split("about")[1].split()[0]))
-    assert activations[1] == pytest.approx(2 * activations[0], rel=0.05)
-    cfg.train.zero_stage = 3
-    assert float(rows(cfg)["memory"].split()[0]) < state_gib
-
-
-def test_the_latent_follows_from_a_folder(cfg: Config, tmp_path: Path) -> None:
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [1] * 4, "latent_channels": 16}))
-    cfg.data.autoencoder, cfg.data.resolution_px = str(tmp_path / "vae"), 256
-    known = plan.latent(cfg)
-    assert known is not None
-    assert (known.shape.channels, known.shape.height, known.shape.width) == (16, 32, 32)
-
-
-def test_latents_that_exist_speak_for_themselves(cfg: Config, tmp_path: Path) -> None:
-    (tmp_path / "latents").mkdir()
-    passport = {"latent_shape": [8, 4, 6], "classes": ["a", "b"]}
-    (tmp_path / "latents" / "passport.json").write_text(json.dumps(passport))
-    for place in (tmp_path / "latents", f"file://{tmp_path}/latents"):
-        cfg.data.latents = str(place)
-        known = plan.latent(cfg)
-        assert known is not None
-        assert known.shape == LatentShape(channels=8, height=4, width=6, classes=2)
+    states = []
+    for stage in (0, 3):
+        cfg.train.zero_stage = stage
+        peak, state, *_ = (float(size) for size in re.findall(r"([\d.]+) GiB", rows(cfg)["memory"]))
+        found = footprint(cfg.model, known.shape, stage=stage, workers=2, micro_batch=25, accumulation=2, bf16=True)
+        assert peak == pytest.approx(found.peak / 2**30, abs=0.01)
+        assert state == pytest.approx(found.state / 2**30, abs=0.01)
+        states.append(state)
+    assert states[1] != states[0]
 
 
 def test_an_autoencoder_that_must_be_fetched_leaves_the_latent_open(cfg: Config) -> None:
     cfg.data.autoencoder = "owner/some-vae"
-    assert plan.latent(cfg) is None
     assert "not known before owner/some-vae is fetched" in plan.text(cfg)
+    with pytest.raises(ConfigError, match=r"data\.autoencoder"):
+        plan.report(cfg)
+
+
+def test_the_report_on_cpus_says_nothing_about_time(cfg: Config) -> None:
+    said = plan.report(cfg)
+    assert "checkpoint" in said
+    assert "USD" not in said
+    assert "predicted for GPUs only" in said
+
+
+def test_the_report_compares_numbers_of_workers() -> None:
+    said = plan.report(load(CONFIGS / "imagenet-512.yaml"), [8, 64, 96])
+    lines = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("|")}
+    assert "not legal" in lines["96"]
+    assert len(lines["8"].split("|")) == len(lines["H100 GPUs"].split("|"))
+    assert "MACHINE" not in said
+    assert "not measured by us" in said
+    assert "64 workers: cluster.workers=64 cluster.workers_per_node=8" in said
+
+
+def test_what_it_recommends_is_a_config_that_passes_the_rules() -> None:
+    path = CONFIGS / "imagenet-512.yaml"
+    said = plan.report(load(path), [8, 64, 256])
+    recommended = [line.split(": ", 1)[1].split() for line in said.splitlines() if " workers: cluster" in line]
+    assert len(recommended) == 3
+    for overrides in recommended:
+        cfg = load(path, overrides)
+        check(cfg)
+        planned = Estimator.of(cfg, latent(cfg))  # type: ignore[arg-type]
+        best = planned.recommend(cfg.cluster.workers)
+        assert best is not None
+        assert planned.estimate(planned.configured()) == best
+
+
+def test_json_has_the_same_numbers() -> None:
+    cfg = load(CONFIGS / "imagenet-256.yaml")
+    told = json.loads(plan.as_json(cfg, [8, 64]))
+    assert told["parameters"] == count("XL", LatentShape(4, 32, 32, 1000)).parameters
+    assert told["legal_workers"] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(told["recommended"]) == {"8", "64"}
+    parts = told["configured"]["memory"]
+    assert told["configured"]["peak_bytes"] == sum(parts.values())
+    assert told["dataset_bytes"] == 1_281_167 * 4 * 2 * 4 * 32 * 32
+    assert told["machine"]["source"]
 
 
 def test_a_network_that_does_not_fit_is_refused(cfg: Config) -> None:

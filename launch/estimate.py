@@ -1,0 +1,207 @@
+"""What a run costs: memory, bytes, time and money in pure arithmetic, and the settings that cost least.
+
+Time is that of the multiply-adds at the stated fraction of the card's peak, plus the network, not overlapped, plus the
+saves. It is an estimate to decide with, not a promise; `diffussm plan` prints where each rate comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diffussm.config.plan import Batching, is_legal
+from diffussm.config.schema import Config, Precision
+from diffussm.model.counts import Counts, count
+from diffussm.model.footprint import USABLE, Footprint, footprint
+from launch.latent import Latent
+from launch.machines import Machine, machine
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread out."""
+
+    workers: int
+    nodes: int
+    stage: int
+    micro_batch: int
+    recompute: bool
+    """Activation checkpointing."""
+
+    def passes(self, global_batch: int) -> int:
+        """Forward passes of each rank for one optimiser step."""
+        return global_batch // (self.workers * self.micro_batch)
+
+    @property
+    def overrides(self) -> list[str]:
+        """As keys of the config."""
+        each = self.workers // self.nodes
+        return [
+            f"cluster.workers={self.workers}",
+            f"cluster.workers_per_node={each if self.nodes > 1 else 0}",
+            f"train.zero_stage={self.stage}",
+            f"train.micro_batch={self.micro_batch}",
+            f"train.activation_checkpointing={str(self.recompute).lower()}",
+        ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One layout of a run and what it costs. Bytes, seconds, and the table's money."""
+
+    layout: Layout
+    passes: int
+    """Forward passes of each rank for one optimiser step."""
+    memory: Footprint
+    fits: bool | None
+    """Whether it fits the card; None without cards."""
+    steps: int
+    network_bytes_per_step: int
+    """Sent by each rank."""
+    data_bytes_per_step: int
+    """Latents read by all ranks together."""
+    step_s: float | None
+    """None without cards: nothing is said about CPUs."""
+    save_s: float
+    train_s: float | None
+    evaluate_gpu_s: float | None
+    gpu_hours: float | None
+    price: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data for JSON, with the peak that the parts add up to."""
+        return asdict(self) | {"peak_bytes": self.memory.peak}
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A config with everything about it that does not depend on the layout."""
+
+    cfg: Config
+    known: Latent
+    card: Machine | None
+    """None: the run trains on CPUs."""
+
+    @staticmethod
+    def of(cfg: Config, known: Latent) -> Estimator:
+        """Raises ConfigError: `plan.machine` names no card."""
+        return Estimator(cfg, known, machine(cfg.plan) if cfg.cluster.gpus_per_worker else None)
+
+    def counts(self, recompute: bool = False) -> Counts:
+        """Parameters and multiply-adds."""
+        return count(self.cfg.model, self.known.shape, bf16=self._bf16, activation_checkpointing=recompute)
+
+    @property
+    def _bf16(self) -> bool:
+        return self.cfg.train.precision is Precision.bf16
+
+    @property
+    def averages(self) -> int:
+        """Averages of the weights that the run keeps."""
+        return 1 + len(self.cfg.train.power_ema)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Master weights, two moments and the averages, fp32."""
+        return 4 * (3 + self.averages) * self.counts().parameters
+
+    def nodes(self, workers: int) -> int:
+        """Nodes that hold so many workers: as many on each as the config says, else as many as a node has GPUs."""
+        each = self.cfg.cluster.workers_per_node or (self.cfg.plan.gpus_per_node if self.card else workers)
+        return math.ceil(workers / each)
+
+    def configured(self) -> Layout:
+        """The layout that the config asks for."""
+        train, workers = self.cfg.train, self.cfg.cluster.workers
+        micro = train.micro_batch or train.global_batch // workers
+        return Layout(workers, self.nodes(workers), train.zero_stage, micro, train.activation_checkpointing)
+
+    def estimate(self, layout: Layout) -> Estimate:
+        """What `layout` costs."""
+        cfg, card = self.cfg, self.card
+        train, workers = cfg.train, layout.workers
+        counts = self.counts()
+        passes = layout.passes(train.global_batch)
+        memory = footprint(
+            cfg.model,
+            self.known.shape,
+            stage=layout.stage,
+            workers=workers,
+            micro_batch=layout.micro_batch,
+            accumulation=passes,
+            averages=self.averages,
+            bf16=self._bf16,
+            activation_checkpointing=layout.recompute,
+        )
+        steps = -(-train.images // train.global_batch)
+        sent = network_bytes(counts.parameters, workers, layout.stage, passes)
+        save_s = self.checkpoint_bytes / (layout.nodes * cfg.plan.store_bytes_per_s)
+        step_s = train_s = evaluate_s = hours = price = fits = None
+        if card is not None:
+            rate = card.flops(self._bf16) * card.efficiency
+            # Backward costs twice the forward pass; recomputation is one more forward pass.
+            flops = 2 * (4 if layout.recompute else 3) * (counts.macs * layout.micro_batch + counts.kernel_macs)
+            line = card.link_bytes_per_s if layout.nodes == 1 else card.network_bytes_per_s
+            step_s = passes * flops / rate + sent / line
+            saves = -(-train.images // train.checkpoint_images)
+            train_s = steps * step_s + saves * save_s
+            evaluate_s = self._evaluate_flops(counts) / rate if cfg.evaluate.enabled else 0.0
+            hours = (workers * train_s + evaluate_s) / 3600
+            price = hours * card.gpu_hour_price
+            fits = memory.peak <= USABLE * card.memory_bytes
+        return Estimate(
+            layout,
+            passes,
+            memory,
+            fits,
+            steps,
+            sent,
+            train.global_batch * self.known.sample_bytes,
+            step_s,
+            save_s,
+            train_s,
+            evaluate_s,
+            hours,
+            price,
+        )
+
+    def _evaluate_flops(self, counts: Counts) -> float:
+        """Operations of drawing the pictures of one score; decoding them and their features come on top."""
+        sample = self.cfg.sample
+        guided = 1 if sample.guidance == 1 else 2
+        return 2.0 * self.cfg.evaluate.images * sample.steps * guided * counts.macs
+
+    def candidates(self, workers: int) -> Iterator[Layout]:
+        """Every stage, micro batch and recomputation for a legal number of workers; none if it is not legal."""
+        cfg, nodes = self.cfg, self.nodes(workers)
+        free = Batching(cfg.train.global_batch, 0, cfg.data.canonical_nodes)
+        if workers % nodes or not is_legal(free, nodes, workers // nodes):
+            return
+        share = cfg.train.global_batch // workers
+        for micro in (size for size in range(1, share + 1) if share % size == 0):
+            for stage in range(4):
+                for recompute in (False, True):
+                    yield Layout(workers, nodes, stage, micro, recompute)
+
+    def recommend(self, workers: int) -> Estimate | None:
+        """The quickest layout that fits the card, the one with most memory left among equals; None if none fits.
+
+        Without cards there is nothing to fit and nothing to predict: None.
+        """
+        if self.card is None:
+            return None
+        fitting = [found for found in map(self.estimate, self.candidates(workers)) if found.fits]
+        return min(fitting, key=lambda found: (round(found.step_s or 0, 4), found.memory.peak), default=None)
+
+
+def network_bytes(parameters: int, workers: int, stage: int, passes: int) -> int:
+    """Bytes each rank sends for one step, fp32, by ring algorithms.
+
+    ZeRO 0 and 1 reduce gradients once and share them or the new weights out once. ZeRO 2 reduces after each pass.
+    ZeRO 3 also gathers the weights twice in each pass.
+    """
+    once = 4 * parameters * (workers - 1) / workers
+    rounds = {0: 2, 1: 2, 2: passes + 1, 3: 3 * passes}[stage]
+    return round(rounds * once)
