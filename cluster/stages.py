@@ -43,6 +43,7 @@ class Stages:
         cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
         cfg.data.labels = absolute(cfg.data.labels)
+        cfg.sample.weights = absolute(cfg.sample.weights)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator())
 
@@ -99,7 +100,7 @@ class Stages:
         painter = self._painter(checkpoint)
         png = paint_grid(painter, classes, lambda done, total: self._work("sample", done, total, "passes"))
         self.narrator.end()
-        images = painter.manifest.counters.images
+        images = painter.images
         where = grid or self.paths.samples(images)
         place = Path(where) if grid else None
         if place is not None:
@@ -139,7 +140,7 @@ class Stages:
             progress=count,
         )
         self.narrator.end()
-        images = painter.manifest.counters.images
+        images = painter.images
         result.save(self.store, f"evaluations/{images:012d}-{result.metric}.json")
         self.narrator.say(result.line())
         return json.loads(result.to_json()) | {"line": result.line()}

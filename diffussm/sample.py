@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diffussm.checkpoint import restore
+from diffussm.checkpoint import weights as files
 from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config, Precision
@@ -35,10 +36,13 @@ class Painter:
     model: nn.Module
     process: Process
     decoder: autoencoder.Autoencoder
-    manifest: Manifest
+    images: int
+    """Training images after which the weights stood."""
     device: torch.device
     kind: str
-    """Which of the checkpoint's weights these are: `master`, or an average."""
+    """Which weights these are: `master`, or an average."""
+    manifest: Manifest | None
+    """Of the checkpoint they come from; None if they come from a file of weights."""
 
     @staticmethod
     def load(
@@ -48,7 +52,7 @@ class Painter:
         images: int | None = None,
         announce: Callable[[str], None] = lambda line: None,
     ) -> Painter:
-        """Build the network with a checkpoint's weights: those that `sample.ema` names.
+        """Build the network with the weights of `sample.weights`, or those of a checkpoint that `sample.ema` names.
 
         Args:
             cfg: the run's config.
@@ -58,24 +62,35 @@ class Painter:
             announce: told which checkpoints are passed over, and why.
 
         Raises:
-            DataError: no such checkpoint, or it does not fit the model.
+            ConfigError: a checkpoint is asked for, and a file of weights too.
+            DataError: no such checkpoint or file, or it does not fit the model.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder, manifest = restore.choose(store, images, announce)
-        kind = weights_kind(cfg.sample.ema)
-        weights = restore.read_weights(store, folder, manifest, kind)
+        if cfg.sample.weights and images is not None:
+            raise ConfigError(
+                f"--checkpoint: found {images} and sample.weights={cfg.sample.weights}; allowed: one of the two",
+                "the file holds weights of one time already",
+            )
+        if cfg.sample.weights:
+            where, found, manifest = cfg.sample.weights, files.read(cfg.sample.weights), None
+            weights, images, kind = found.tensors, found.images, found.metadata.get("kind", where)
+        else:
+            where, manifest = restore.choose(store, images, announce)
+            kind = weights_kind(cfg.sample.ema)
+            weights, images = restore.read_weights(store, where, manifest, kind), manifest.counters.images
         model = build_model(cfg.model, passport.latent)
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if shapes != manifest.shapes:
-            different = sorted(set(shapes.items()) ^ set(manifest.shapes.items()))
+        there = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if shapes != there:
+            different = sorted(set(shapes.items()) ^ set(there.items()))
             raise DataError(
-                f"{folder}: does not fit the model of the config; for example {different[0][0]} differs",
+                f"{where}: does not fit the model of the config; for example {different[0][0]} differs",
                 "use the run's own config: name its folder instead of a config file",
             )
         model.load_state_dict(weights)
         decoder = autoencoder.load(cfg.data.autoencoder).to(device)
         return Painter(
-            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, manifest, device, kind
+            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, images, device, kind, manifest
         )  # fmt: skip
 
     def paint(

@@ -60,21 +60,27 @@ def sample(
     sampler: o.Sampler = None,
     steps: o.Steps = None,
     seed: o.Seed = None,
+    weights: o.Weights = None,
     grid: o.Grid = "",
     checkpoint: o.Checkpoint = None,
 ) -> None:
     """Draw a grid of pictures, one row a class."""
     named = {"per_class": per_class, "guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
+    named["weights"] = weights
     job = local.read(config, overrides, {f"sample.{name}": value for name, value in named.items()})
     local.run(local.driver(job, "sample", {"classes": classes, "grid": grid, "checkpoint": checkpoint}))
 
 
 @app.command()
 def evaluate(
-    config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, images: o.Images = None, checkpoint: o.Checkpoint = None
+    config: o.Config,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    images: o.Images = None,
+    weights: o.Weights = None,
+    checkpoint: o.Checkpoint = None,
 ) -> None:
     """Score a trained run against its data."""
-    job = local.read(config, overrides, {"evaluate.images": images})
+    job = local.read(config, overrides, {"evaluate.images": images, "sample.weights": weights})
     local.run(local.driver(job, "evaluate", {"checkpoint": checkpoint}))
 
 
@@ -93,6 +99,42 @@ def export(
     """
     flags = {"to": to, "checkpoint": checkpoint, "licence": licence, "push": push}
     local.run(local.export(local.read(config, overrides), flags))
+
+
+@app.command()
+def checkpoints(
+    run: o.Run,
+    verify: o.Verify = False,
+    show: o.Show = None,
+    export: o.Export = "",
+    to: o.ToFile = "",
+    at: o.At = None,
+    json: o.Json = False,
+) -> None:
+    """List, verify, show or export checkpoints.
+
+    Without options: what is there. Exit code 65 if something does not verify. --export writes one kind of the newest
+    checkpoint, or of the one --at IMAGES, to the file --to.
+    """
+    if export and (show is not None or verify or json):
+        raise UsageError("--export: found together with --show, --verify or --json", "give one of them at a time")
+    if to and not export:
+        raise UsageError("--to: found without --export", "add --export KIND, for example --export plain")
+    if export:
+        local.run(local.checkpoint("export", run, {"kind": export, "to": to, "at": at}))
+    elif show is not None:
+        local.run(local.checkpoint("show", run, {"at": show, "json": json}))
+    else:
+        local.run(local.checkpoint("list", run, {"verify": verify, "json": json}))
+
+
+@app.command()
+def ema(run: o.Run, length: o.Length, at: o.At = None, to: o.ToFile = "", dry_run: o.NoWrite = False) -> None:
+    """Make an average of any length afterwards.
+
+    From the snapshots that train.power_ema leaves behind, by least squares; for `diffussm sample --weights`.
+    """
+    local.run(local.checkpoint("ema", run, {"length": length, "at": at, "to": to, "dry-run": dry_run}))
 
 
 @app.command()

@@ -85,6 +85,17 @@ def preflight(job: Job | None) -> list[str]:
     return [*_module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
 
 
+def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm checkpoints` and `ema`; flags that are None, False or empty are left out."""
+    command = [*_module("diffussm.checkpoint"), what, run]
+    for name, value in flags.items():
+        if value is True:
+            command.append(f"--{name}")
+        elif value is not None and value is not False and value != "":
+            command += [f"--{name}", str(value)]
+    return command
+
+
 def bench(what: str, passed: Sequence[str]) -> list[str]:
     """The command line of `diffussm bench`."""
     return [*_module("diffussm.bench"), what, *passed]

@@ -22,6 +22,9 @@ Guidance = Annotated[float | None, Option(help="sample.guidance: 1 is none.")]
 Sampler = Annotated[str | None, Option(help="sample.sampler: ddpm, ddim or dpm.")]
 Steps = Annotated[int | None, Option(help="sample.steps: reverse steps.")]
 Seed = Annotated[int | None, Option(help="sample.seed: seed of the noise.")]
+Weights = Annotated[
+    str | None, Option(metavar="FILE", help="sample.weights: weights that `diffussm ema` wrote, not a checkpoint's.")
+]
 Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: the run's samples/).")]
 
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
@@ -31,6 +34,14 @@ Licence = Annotated[str, Option(metavar="SPDX", help="Licence named in the model
 Push = Annotated[str, Option(metavar="OWNER/NAME", help="Also upload to this place on Hugging Face's hub.")]
 Workers = Annotated[str, Option(metavar="N,N,...", help="Numbers of workers to compare (default: the config's).")]
 Json = Annotated[bool, Option("--json", help="As JSON.")]
+Run = Annotated[str, Argument(metavar="RUN", help="Folder of a run, or its s3:// URL.")]
+Verify = Annotated[bool, Option("--verify", help="Read every byte and hold it against the manifest.")]
+Show = Annotated[int | None, Option(metavar="IMAGES", min=0, help="The manifest of one checkpoint as tables.")]
+Export = Annotated[str, Option(metavar="KIND", help="Write master, plain, power-0.050, ... as one file.")]
+ToFile = Annotated[str, Option(metavar="FILE", help="Safetensors file or s3:// object to write.")]
+At = Annotated[int | None, Option(metavar="IMAGES", min=1, help="After how many images (default: the newest).")]
+Length = Annotated[float, Option(help="Relative width sigma_rel of the average, 0.01 to 0.28.")]
+NoWrite = Annotated[bool, Option("--dry-run", help="Print the coefficients and the fit, write nothing.")]
 
 NO_OVERRIDES: list[str] = []
 

@@ -38,6 +38,7 @@ def tiny_run(folder: Path, *, workers: int = 1, images: int = 20 * BATCH, **trai
         "precision": Precision.fp32,
         "ema": 0.99,
         "power_ema": [0.05, 0.1],
+        "ema_snapshot_images": 10 * BATCH,
     }
     settings |= {"log_images": BATCH, "checkpoint_images": 6 * BATCH}
     cfg.train = TrainConfig(images=images, global_batch=BATCH, **(settings | train))

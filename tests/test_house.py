@@ -24,6 +24,7 @@ ENTRY_LINES = {"cluster/driver.py": 100}
 """Entry files: load the config, build, run."""
 
 TESTED_ELSEWHERE = {
+    "diffussm/checkpoint/__main__.py": "tests/diffussm/checkpoint/test_catalog.py calls it as the command does",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",

@@ -75,6 +75,8 @@ _RANGES: dict[str, Rule] = {
     "train.grad_clip": _NOT_NEGATIVE,
     "train.zero_stage": ((lambda value: value in (0, 1, 2, 3)), "0, 1, 2 or 3"),
     "train.ema": _FRACTION,
+    "train.ema_snapshot_images": _at_least(0),
+    "train.keep_ema_snapshots": _at_least(0),
     "train.log_images": _at_least(1),
     "train.checkpoint_images": _at_least(1),
     "train.keep_checkpoints": _at_least(1),
@@ -235,10 +237,11 @@ def _ema_problems(cfg: Config) -> Iterator[str]:
     widths = cfg.train.power_ema
     names = [power_name(width) for width in widths]
     low, high = POWER_WIDTHS
-    if not all(low <= width <= high for width in widths) or len(set(names)) < len(names):
+    # Three decimals, so that the name says exactly what the average is.
+    if not all(low <= width <= high and round(width, 3) == width for width in widths) or len({*names}) < len(names):
         yield (
-            f"train.power_ema: found {widths!r}; allowed: numbers from {low} to {high} that differ in the first three "
-            "decimals, for example [0.05, 0.1]"
+            f"train.power_ema: found {widths!r}; allowed: numbers from {low} to {high} with at most three decimals, "
+            "each once, for example [0.05, 0.1]"
         )
     allowed = ["none", "plain", *names]
     if cfg.sample.ema not in allowed:

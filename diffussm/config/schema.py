@@ -44,6 +44,14 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class SnapshotDtype(Enum):
+    """Numbers in which stored snapshots of the averages are kept."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 class PosEmbed(Enum):
     """Positional embedding added after the stem."""
 
@@ -204,6 +212,12 @@ class TrainConfig:
     """Decay of the weights' exponential moving average for each 256 images' step; scaled to the global batch."""
     power_ema: list[float] = field(default_factory=list)
     """Relative widths (EDM2's sigma_rel) of power-function averages that are kept besides; [] keeps none."""
+    ema_snapshot_images: int = 0
+    """Images between two snapshots of the power averages, of which `diffussm ema` makes any length; 0: images / 64."""
+    ema_snapshot_dtype: SnapshotDtype = SnapshotDtype.fp32
+    """Numbers in the snapshots: fp32, or bf16 or fp16 in half the room (a slice that fp16 cannot hold stays fp32)."""
+    keep_ema_snapshots: int = 0
+    """Newest snapshots that are kept; 0 keeps all, and lengths can be made as of any time of the training."""
     log_images: int = 25_600
     """Images between two logged lines."""
     checkpoint_images: int = 2_560_000
@@ -256,6 +270,8 @@ class SampleConfig:
     """Seed of noise; picture i is the same for any batch size and number of workers."""
     ema: str = "plain"
     """Weights to sample from: plain (train.ema), power-0.050 (0.05 of train.power_ema) or none (as trained)."""
+    weights: str = ""
+    """Safetensors file or s3:// object of weights that `diffussm ema` wrote, instead of a checkpoint's; empty: none."""
 
 
 @dataclass

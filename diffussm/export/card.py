@@ -23,7 +23,10 @@ class Story:
 
     cfg: Config
     passport: Passport
-    manifest: Manifest
+    images: int
+    """Training images after which the weights stood."""
+    manifest: Manifest | None
+    """Of their checkpoint; None for weights from a file."""
     counts: Counts
     weights: str
     """Kind of weights exported: master, or an average."""
@@ -60,7 +63,7 @@ def _what(story: Story) -> str:
         f"([Yan, Gu and Rush](https://arxiv.org/abs/2311.18257)) with {counts.parameters:,} parameters and "
         f"{counts.macs / 1e9:,.2f} G multiply-adds for each forward pass, for {passport.resolution_px} px pictures of "
         f"{len(passport.classes)} class{'es' if len(passport.classes) != 1 else ''}. "
-        f"Trained on {story.manifest.counters.images:,} images seen; the weights are `{story.weights}`."
+        f"Trained on {story.images:,} images seen; the weights are `{story.weights}`."
     )
 
 
@@ -101,15 +104,16 @@ def _recipe(story: Story) -> str:
     rows = [
         ("optimiser", f"AdamW, lr {train.lr:g}, betas {betas}, decay {train.weight_decay:g}"),
         ("global batch", f"{train.global_batch}"),
-        ("images seen", f"{story.manifest.counters.images:,}"),
+        ("images seen", f"{story.images:,}"),
         ("warm-up, decay", f"{train.warmup_images:,} and {train.decay_images:,} images"),
         ("precision", train.precision.value),
         ("diffusion", f"{process.timesteps} steps, betas {process.beta_start:g} to {process.beta_end:g}"),
         ("label drop", f"{process.label_drop:g}"),
         ("seed", f"{cfg.seed}"),
-        ("config digest", story.manifest.config_digest),
-        ("software", ", ".join(f"{name} {version}" for name, version in sorted(story.manifest.versions.items()))),
     ]  # fmt: skip
+    if story.manifest is not None:
+        software = ", ".join(f"{name} {version}" for name, version in sorted(story.manifest.versions.items()))
+        rows += [("config digest", story.manifest.config_digest), ("software", software)]
     return _table(("what", "value"), rows)
 
 

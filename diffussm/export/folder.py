@@ -70,6 +70,7 @@ def export(
     story = card.Story(
         cfg=cfg,
         passport=painter.passport,
+        images=painter.images,
         manifest=painter.manifest,
         counts=count(cfg.model, latent),
         weights=painter.kind,

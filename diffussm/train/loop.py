@@ -23,6 +23,7 @@ from diffussm.train.guard import Guard
 from diffussm.train.logger import Announce, Logger
 from diffussm.train.optim import learning_rate, steps_left
 from diffussm.train.saver import Saver
+from diffussm.train.snapshots import Snapshots
 from diffussm.train.step import Inputs, draw, loss
 from diffussm.train.world import World
 
@@ -49,6 +50,7 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
     averages = Averages(engine.slices(), cfg.train)
     logger = Logger(cfg, world, store, attempt, announce, scratch)
     saver = Saver(cfg, engine, averages, store, attempt, logger)
+    snapshots = Snapshots(cfg, engine, averages, store, attempt, logger)
     at = saver.restore()
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
@@ -68,6 +70,7 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
             averages.update(at.images, skipped=result.skipped)
             logger.step(result, at, lr)
             guard.observe(result.skipped, at.images)
+            snapshots.step(at)
             saver.step(at)
         data.close()
         logger.event("trained", images=at.images)

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from diffussm.errors import ConfigError, ExitCode
+from diffussm.errors import ConfigError, ExitCode, UsageError
 from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
-COMMANDS = ("prepare", "train", "sample", "evaluate", "export", "config", "plan", "doctor", "bench")
+COMMANDS = (
+    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "config", "plan", "doctor", "bench",
+)  # fmt: skip
+WITHOUT_CONFIG = ("checkpoints", "ema", "doctor", "bench")
 
 
 @pytest.fixture
@@ -92,9 +95,8 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
 
 
 def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> None:
-    options = (
-        "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7 --grid g.png --checkpoint 9"
-    )
+    options = "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7"
+    options += " --weights w --grid g.png --checkpoint 9"
     invoke("sample", minimal, *options.split())
     (command,) = started
     assert command[:3] == ["cluster.driver", "--only", "sample"]
@@ -105,12 +107,41 @@ def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> N
         "sample.sampler=ddim",
         "sample.steps=20",
         "sample.seed=7",
+        "sample.weights=w",
     }
 
 
 def test_export_passes_its_flags(minimal: str, started: list[list[str]]) -> None:
     invoke("export", minimal, "--to", "out", "--licence", "mit", "--push", "me/it")
     assert started == [["diffussm.export", "--to", "out", "--licence", "mit", "--push", "me/it", minimal]]
+
+
+def test_checkpoints_and_ema_become_their_job(started: list[list[str]]) -> None:
+    invoke("checkpoints", "runs/a")
+    invoke("checkpoints", "s3://bucket/a", "--verify", "--json")
+    invoke("checkpoints", "runs/a", "--show", "0")
+    invoke("checkpoints", "runs/a", "--export", "plain", "--to", "w.safetensors", "--at", "64")
+    invoke("ema", "runs/a", "--length", "0.12", "--at", "64", "--to", "w.safetensors")
+    invoke("ema", "runs/a", "--length", "0.12", "--dry-run")
+    assert started == [
+        ["diffussm.checkpoint", "list", "runs/a"],
+        ["diffussm.checkpoint", "list", "s3://bucket/a", "--verify", "--json"],
+        ["diffussm.checkpoint", "show", "runs/a", "--at", "0"],
+        ["diffussm.checkpoint", "export", "runs/a", "--kind", "plain", "--to", "w.safetensors", "--at", "64"],
+        ["diffussm.checkpoint", "ema", "runs/a", "--length", "0.12", "--at", "64", "--to", "w.safetensors"],
+        ["diffussm.checkpoint", "ema", "runs/a", "--length", "0.12", "--dry-run"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [(["--to", "x"], "--to"), (["--export", "plain", "--to", "x", "--verify"], "--export")]
+)
+def test_options_of_checkpoints_that_contradict_are_refused(
+    options: list[str], words: str, started: list[list[str]]
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        CliRunner().invoke(cli.app, ["checkpoints", "runs/a", *options], catch_exceptions=False)
+    assert started == []
 
 
 def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:
@@ -122,7 +153,7 @@ def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str,
     assert f"-m cluster.driver {minimal} train.lr=0.25" in result.output
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("doctor", "bench")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
 def test_a_wrong_config_starts_nothing(command: str, minimal: str, started: list[list[str]]) -> None:
     required = ["--to", "out"] if command == "export" else []
     with pytest.raises(ConfigError):

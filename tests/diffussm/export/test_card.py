@@ -22,7 +22,7 @@ MANIFEST = Manifest(
 def story(**changes: object) -> Story:
     cfg = Config(name="a-run", data=DataConfig(latents="l"), train=TrainConfig(images=1_280))
     cfg.model = ModelConfig(preset="tiny")
-    made = Story(cfg, PASSPORT, MANIFEST, count(cfg.model, PASSPORT.latent), "ema", [])
+    made = Story(cfg, PASSPORT, 640, MANIFEST, count(cfg.model, PASSPORT.latent), "ema", [])
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
