@@ -1,18 +1,26 @@
-"""What to do after a failure: pure decisions, and the bridge that lets Ray Train's controller ask for them."""
+"""What to do after a failure: pure decisions from a cause, what happened before, and how many workers could be had."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffussm.errors import DiffuSSMError, ExitCode
+from cluster.causes import Cause, Diagnosis
+from diffussm.errors import ExitCode
 
 
 class Action(enum.Enum):
     """What happens to the worker group."""
 
     RESTART = "restart"
+    """The same number of workers again."""
+    SHRINK = "shrink"
+    """Fewer workers: the next legal world size that fits what is left."""
+    GROW = "grow"
+    """More workers again, at most as many as the config asks for."""
+    WAIT = "wait for nodes"
+    """Not even the smallest legal world size fits now."""
     STOP = "stop"
 
 
@@ -22,42 +30,149 @@ class Decision:
 
     action: Action
     reason: str
+    workers: int = 0
+    """World size of the next group (RESTART, SHRINK, GROW)."""
+    wait_s: float = 0.0
+    """Seconds to let pass before the next start."""
+    code: ExitCode = ExitCode.DONE
+    """Exit code of the job (STOP)."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What the controller saw: errors by rank (none if no worker reported one) and how many failures came before."""
+class Fault:
+    """One ended group, as the history keeps it."""
 
-    errors: Mapping[int, BaseException]
-    earlier: int
+    diagnosis: Diagnosis
+    images: int
+    """Images done when it ended; 0 also if nobody knows."""
+    steps: int
+    """Steps that this group completed."""
+    at_s: float
+    """When, on any clock that all faults share."""
 
 
-RETRIED = frozenset({ExitCode.INFRASTRUCTURE, ExitCode.STORAGE})
-"""Kinds of typed errors that may pass by themselves; all others would only repeat."""
+@dataclass(frozen=True)
+class Sizes:
+    """How many workers there may be."""
+
+    wanted: int
+    """cluster.workers."""
+    least: int
+    """Smallest size the user allows; equals `wanted` for a run that never shrinks."""
+    legal: Sequence[int]
+    """World sizes that leave the global batch as it is, rising."""
+
+    def fitting(self, capacity: int) -> int:
+        """The largest legal size that `capacity` workers allow, or 0 if there is none the user allows."""
+        return max((size for size in self.legal if self.least <= size <= min(capacity, self.wanted)), default=0)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether a worker's error may be gone after a restart.
+@dataclass(frozen=True)
+class Limits:
+    """Budgets."""
 
-    A lost peer shows up as RuntimeError (gloo, NCCL), OSError or one of Ray's own; anything else is a bug that would
-    be met again, and so would too little memory or a missing file.
+    max_failures: int
+    """Faults of one cause within the window that are answered by a new start."""
+    window_s: float
+    """Older faults are forgotten, so that a run of weeks has no fixed number of lives."""
+
+
+PATIENCE = {Cause.STORAGE: 4, Cause.MEMORY: 1, Cause.EXCEPTION: 1}
+"""Budgets that differ: how many times cluster.max_failures (STORAGE: each try waits), or a number of their own."""
+
+FREE = frozenset({Cause.PREEMPTED, Cause.REGROUP})
+"""Causes that cost no budget: the ranks saved and left in order."""
+
+CODES = {
+    Cause.USER: ExitCode.CONFIG,  # the typed error's own code wins where there is one
+    Cause.NONFINITE: ExitCode.DIVERGED,
+    Cause.MEMORY: ExitCode.ENVIRONMENT,
+    Cause.STORAGE: ExitCode.STORAGE,
+    Cause.EXCEPTION: ExitCode.INTERNAL,
+}
+"""Exit code by cause when the run stops; all others are INFRASTRUCTURE."""
+
+
+def decide(fault: Fault, earlier: Sequence[Fault], capacity: int, sizes: Sizes, limits: Limits) -> Decision:
+    """Stop, or the next group's size.
+
+    Args:
+        fault: what just ended.
+        earlier: all faults before it in this job.
+        capacity: workers that the healthy nodes could hold now.
+        sizes: allowed world sizes.
+        limits: budgets.
     """
-    if isinstance(error, DiffuSSMError):
-        return error.code in RETRIED
-    if isinstance(error, NotImplementedError | RecursionError | FileNotFoundError | PermissionError):
-        return False
-    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
-        return False
-    return isinstance(error, RuntimeError | OSError) or type(error).__module__.split(".")[0] == "ray"
+    stop = _reason_to_stop(fault, earlier, limits)
+    if stop:
+        return Decision(Action.STOP, stop, code=CODES.get(fault.diagnosis.cause, ExitCode.INFRASTRUCTURE))
+    return resize(fault, capacity, sizes, said=_said(fault, earlier, limits))
 
 
-def decide(failure: Failure, max_failures: int) -> Decision:
-    """Restart after a lost worker or a passing fault, within the budget; stop at a user's error at once."""
-    for rank, error in sorted(failure.errors.items()):
-        if not may_pass(error):
-            said = error.message if isinstance(error, DiffuSSMError) else f"{type(error).__name__}: {error}"
-            return Decision(Action.STOP, f"rank {rank}: {said}")
-    if failure.earlier >= max_failures:
-        return Decision(Action.STOP, f"{failure.earlier + 1} failures, cluster.max_failures={max_failures}")
-    named = "; ".join(f"rank {rank}: {type(error).__name__}" for rank, error in sorted(failure.errors.items()))
-    return Decision(Action.RESTART, f"failure {failure.earlier + 1} of at most {max_failures} ({named or 'no worker'})")
+def resize(fault: Fault, capacity: int, sizes: Sizes, said: str) -> Decision:
+    """The size of the next group after a fault that may pass."""
+    size, wait_s = sizes.fitting(capacity), back_off_s(fault)
+    if not size:
+        return Decision(
+            Action.WAIT,
+            f"{said}; {capacity} worker(s) could be had, at least {sizes.least} are needed",
+            wait_s=wait_s,
+        )
+    if size < sizes.wanted:
+        return Decision(Action.SHRINK, f"{said}; on with {size} of {sizes.wanted} workers", size, wait_s)
+    if fault.diagnosis.cause is Cause.REGROUP:
+        return Decision(Action.GROW, f"{said}; {size} workers again", size)
+    return Decision(Action.RESTART, said, size, wait_s)
+
+
+def back_off_s(fault: Fault) -> float:
+    """Seconds before the next start: a store that refuses is not asked again at once."""
+    return 2.0 if fault.diagnosis.cause is Cause.STORAGE else 0.0
+
+
+def should_grow(present: int, capacity: int, sizes: Sizes) -> int:
+    """The larger size a running group of `present` workers should take at its next checkpoint, or 0."""
+    size = sizes.fitting(capacity)
+    return size if size > present else 0
+
+
+def _reason_to_stop(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
+    """Why there must be no other start; empty if there may be one."""
+    found, cause = fault.diagnosis, fault.diagnosis.cause
+    if cause in (Cause.USER, Cause.NONFINITE, Cause.NO_NODES):
+        return found.said
+    if cause in FREE:
+        return ""
+    if cause in (Cause.EXCEPTION, Cause.MEMORY):
+        if fault.steps == 0:
+            return f"{found.said} (before the first step was done: it would only happen again)"
+        if any(_is_repeated(fault, before) for before in earlier):
+            return f"{found.said} (a second time at {fault.images:,} images)"
+    count = 1 + sum(before.diagnosis.cause is cause and _is_recent(before, fault, limits) for before in earlier)
+    budget = budget_of(cause, limits)
+    if count > budget:
+        return f"{found.said} ({count} times {cause.value}; the budget is {budget}, from cluster.max_failures)"
+    return ""
+
+
+def budget_of(cause: Cause, limits: Limits) -> int:
+    """Faults of a cause within the window that are answered by a new start."""
+    if cause is Cause.STORAGE:
+        return PATIENCE[cause] * limits.max_failures
+    return min(PATIENCE.get(cause, limits.max_failures), limits.max_failures)
+
+
+def _is_repeated(fault: Fault, before: Fault) -> bool:
+    return before.diagnosis.cause is fault.diagnosis.cause and before.images == fault.images
+
+
+def _is_recent(before: Fault, fault: Fault, limits: Limits) -> bool:
+    return fault.at_s - before.at_s <= limits.window_s
+
+
+def _said(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
+    cause = fault.diagnosis.cause
+    if cause in FREE:
+        return fault.diagnosis.said
+    count = 1 + sum(before.diagnosis.cause is cause and _is_recent(before, fault, limits) for before in earlier)
+    return f"{fault.diagnosis.said} ({cause.value}, {count} of at most {budget_of(cause, limits)})"

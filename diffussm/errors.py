@@ -96,6 +96,10 @@ class Preempted(DiffuSSMError):
     code = ExitCode.PREEMPTED
 
 
+class Regroup(Preempted):
+    """The ranks saved their state and left so that the group can be made anew with another size."""
+
+
 class InfrastructureError(DiffuSSMError):
     """Workers or nodes were lost more often than the budget allows."""
 

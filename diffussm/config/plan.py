@@ -181,6 +181,25 @@ def world_sizes(cfg: Config) -> list[int]:
     ]
 
 
+def smaller_sizes(cfg: Config) -> list[int]:
+    """World sizes up to `cluster.workers` at which no forward pass is larger than planned, in rising order.
+
+    A smaller group keeps the micro batch of the full one, so that it needs no more memory, and accumulates more passes.
+    """
+    fixed = copy.deepcopy(cfg)
+    fixed.train.micro_batch = cfg.train.micro_batch or max(1, cfg.train.global_batch // cfg.cluster.workers)
+    return [workers for workers in world_sizes(fixed) if workers <= cfg.cluster.workers]
+
+
+def with_workers(cfg: Config, workers: int) -> Config:
+    """`cfg` for a group of one of its `smaller_sizes`; itself if that is its size."""
+    if workers == cfg.cluster.workers:
+        return cfg
+    each = cfg.cluster.workers_per_node or workers
+    planned = cfg.train.micro_batch or cfg.train.global_batch // cfg.cluster.workers
+    return resized(cfg, size(Batching.of(cfg, most_per_pass=planned), workers // each, each))
+
+
 def layout(cfg: Config) -> tuple[int, int]:
     """Nodes and workers on each of them that `cfg` asks for.
 

@@ -87,7 +87,14 @@ _RANGES: dict[str, Rule] = {
     "cluster.cpus_per_worker": _POSITIVE,
     "cluster.threads_per_worker": _at_least(1),
     "cluster.max_failures": _at_least(0),
+    "cluster.min_workers": _at_least(0),
+    "cluster.wait_nodes_s": _NOT_NEGATIVE,
+    "cluster.failure_window_s": _POSITIVE,
     "cluster.health_check_interval_s": _POSITIVE,
+    "cluster.heartbeat_interval_s": _POSITIVE,
+    "cluster.hang_s": _POSITIVE,
+    "cluster.start_s": _POSITIVE,
+    "cluster.grace_s": _POSITIVE,
     "sample.steps": _at_least(1),
     "sample.guidance": _NOT_NEGATIVE,
     "sample.guidance_channels": _at_least(0),
@@ -226,6 +233,9 @@ def _train_problems(cfg: Config) -> Iterator[str]:
             f"together at most train.images = {train.images}"
         )
     gpus, workers = cfg.cluster.gpus_per_worker, cfg.cluster.workers
+    least = cfg.cluster.min_workers
+    if least and not any(least <= size for size in plan.smaller_sizes(cfg)):
+        yield f"cluster.min_workers: found {least}; allowed with cluster.workers={workers}: 0 or 1 to {workers}"
     if 0 < gpus < 1 and workers > 1:
         yield (
             f"cluster.gpus_per_worker: found {gpus} with cluster.workers={workers}; allowed: 0 or 1, because NCCL "

@@ -244,10 +244,26 @@ class ClusterConfig:
     """Threads torch uses in each worker."""
     address: str = ""
     """Address of a running Ray cluster; empty starts one on this machine for the run."""
+    min_workers: int = 0
+    """Smallest number of workers to go on with when nodes are lost; 0 never shrinks and waits for nodes."""
+    wait_nodes_s: float = 600
+    """Seconds to wait for missing nodes before the run stops with `infrastructure`."""
     max_failures: int = 3
-    """Worker groups that may be lost before the run stops with `infrastructure`."""
+    """Faults of one cause (worker, node, hang ...) that are answered by a new start before the run stops."""
+    failure_window_s: float = 3600
+    """Seconds after which a fault no longer counts against max_failures."""
     health_check_interval_s: float = 0.5
     """Seconds between two looks at the workers."""
+    heartbeat_interval_s: float = 0.5
+    """Seconds between two heartbeats of a rank; they bring back what is asked of it."""
+    hang_s: float = 300
+    """Seconds without progress after which the group counts as hung and is restarted, once it has made a step."""
+    start_s: float = 1800
+    """Seconds that a start until the first step, or a save, may take before it counts as hung."""
+    grace_s: float = 30
+    """Seconds between a warning (SIGTERM, SIGUSR1, notice file) and the kill: the time there is to save."""
+    notice_file: str = ""
+    """File whose appearance is a warning, as clouds and node agents write them; empty watches none."""
 
 
 @dataclass

@@ -1,0 +1,137 @@
+"""The one meeting point of a job: an actor with the ranks' messages and heartbeats, and what is asked of them.
+
+Everything here is small and answered at once. Ranks send messages without waiting, and heartbeats from a thread.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from cluster.causes import Evidence
+from cluster.watchdog import Seen
+from diffussm.train.control import Level, Wish
+from diffussm.train.phases import Beat
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs."""
+
+    node: str
+    """Ray's node id."""
+    host: str
+    pid: int
+    stacks: str
+    """File on that host to which the process writes its stacks on a signal."""
+
+
+@dataclass
+class Group:
+    """One worker group."""
+
+    size: int
+    began: float
+    """When its start was decided, seconds since 1970."""
+    places: dict[int, Place] = field(default_factory=dict)
+    beats: dict[int, Beat] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+    """Monotonic time of each rank's last heartbeat."""
+    hang: str = ""
+    hung_rank: int | None = None
+
+
+class Hub:
+    """State of the job that several processes need. One actor, made by the driver; gone with it."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._wish = Wish()
+        self._group = Group(0, time.time())
+        self._lost: set[str] = set()
+        self._excluded: set[str] = set()
+        self._not_before = 0.0
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Leave a message for the driver."""
+        self._messages.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All messages since the last call."""
+        taken, self._messages = self._messages, []
+        return taken
+
+    def begin(self, size: int) -> None:
+        """A new group of `size` is about to be made; what was asked of the old one is over, unless the job must go."""
+        self._group = Group(size, time.time())
+        if self._wish.level is Level.REGROUP or self._wish.reason.startswith("node"):
+            self._wish = Wish()
+
+    def join(self, rank: int, place: Place) -> float:
+        """A rank of the present group says where it is; returns when the group's start was decided."""
+        self._group.places[rank] = place
+        return self._group.began
+
+    def beat(self, rank: int, pid: int, beat: Beat) -> Wish:
+        """Take a heartbeat, give what is asked. One of an earlier group's processes is not counted."""
+        place = self._group.places.get(rank)
+        if place is not None and place.pid == pid:
+            self._group.beats[rank], self._group.heard[rank] = beat, time.monotonic()
+        return self._wish
+
+    def wish(self, wish: Wish) -> None:
+        """Ask something of the ranks. A more urgent wish stays."""
+        if wish.level >= self._wish.level:
+            self._wish = wish
+
+    def asked(self) -> Wish:
+        """What is asked now."""
+        return self._wish
+
+    def seen(self) -> dict[int, Seen]:
+        """The last heartbeat of every rank of the present group that has sent one."""
+        now = time.monotonic()
+        return {rank: Seen(beat, now - self._group.heard[rank]) for rank, beat in self._group.beats.items()}
+
+    def group(self) -> Group:
+        """The present group."""
+        return self._group
+
+    def hangs(self, rank: int, said: str) -> None:
+        """The watchdog's verdict on the present group, before it ends it."""
+        self._group.hang, self._group.hung_rank = said, rank
+
+    def evidence(self) -> tuple[Evidence, int, int]:
+        """What is known of the present group, the images it did and its steps."""
+        nodes = {rank: place.node for rank, place in self._group.places.items()}
+        beats = self._group.beats.values()
+        images, steps = max((b.images for b in beats), default=0), max((b.steps for b in beats), default=0)
+        return Evidence(frozenset(self._lost), nodes, self._group.hang, self._group.hung_rank), images, steps
+
+    def lose(self, nodes: set[str]) -> None:
+        """Nodes that Ray has given up."""
+        self._lost |= nodes
+
+    def exclude(self, nodes: set[str]) -> None:
+        """Nodes that must not be used."""
+        self._excluded |= nodes
+
+    def excluded(self) -> set[str]:
+        """Nodes that must not be used."""
+        return self._excluded
+
+    def hold(self, until: float) -> None:
+        """No group starts before this time, seconds since 1970."""
+        self._not_before = until
+
+    def held_until(self) -> float:
+        """No group starts before this time, seconds since 1970."""
+        return self._not_before
+
+
+def make() -> Any:
+    """The actor, on this node."""
+    return ray.remote(num_cpus=0)(Hub).remote()

@@ -1,0 +1,119 @@
+"""The driver's thread beside the training: hears the ranks, watches nodes and heartbeats, and passes on what is asked."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster import nodes, preempt, stacks
+from cluster.controller import sizes_of
+from cluster.policy import should_grow
+from cluster.preempt import Warnings
+from cluster.watchdog import Patience, Verdict, judge
+from diffussm.config.schema import Config
+from diffussm.train.control import Level, Wish
+
+_LOG = logging.getLogger(__name__)
+
+Announce = Callable[[dict[str, Any]], None]
+
+LOOK_S = 0.25
+"""Seconds between two looks at messages and signals."""
+NODES_S = 1.0
+"""Seconds between two looks at nodes and heartbeats."""
+
+
+class Overseer:
+    """Runs from `start` to `stop`. What it hears goes to `announce` and `on_fault`, in its own thread."""
+
+    def __init__(self, cfg: Config, hub: Any, warnings: Warnings, announce: Announce, on_fault: Announce) -> None:
+        self.cfg, self.hub, self.warnings, self.announce, self.on_fault = cfg, hub, warnings, announce, on_fault
+        cluster = cfg.cluster
+        self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
+        self.verdict_evidence: dict[int, dict[str, Any]] = {}
+        self._asked = Wish()
+        self._judged = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="overseer", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hear what is left and end."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        looked = 0.0
+        last = False
+        while not last:
+            last = self._stop.wait(LOOK_S)
+            try:
+                self._hear()
+                self._ask(self.warnings.wish)
+                if not last and time.monotonic() - looked >= NODES_S:
+                    looked = time.monotonic()
+                    self._watch()
+            except ray.exceptions.RayActorError as error:
+                _LOG.warning("messages of the workers are lost: %s", error)
+                return
+            except ray.exceptions.RayError as error:  # tried again at the next look
+                _LOG.warning("the cluster does not answer: %s", error)
+
+    def _hear(self) -> None:
+        for record in ray.get(self.hub.take.remote()):
+            if record.get("event") == "failure":
+                self.on_fault(record)
+                record = {k: record[k] for k in ("kind", "event", "cause", "decision", "reason")}
+            self.announce(record)
+
+    def _ask(self, wish: Wish) -> None:
+        """Pass on a wish that is new."""
+        if wish.level is Level.NONE or (wish.level, wish.reason) == (self._asked.level, self._asked.reason):
+            return
+        self._asked = wish
+        ray.get(self.hub.wish.remote(wish))
+        self.announce({"kind": "event", "event": "asked to leave", "reason": wish.reason})
+
+    def _watch(self) -> None:
+        """Nodes that go and come, the notice file, and ranks that hang."""
+        group, found = ray.get(self.hub.group.remote()), nodes.nodes()
+        used = {place.node for place in group.places.values()}
+        self.hub.lose.remote({node.id for node in found if not node.alive})
+        self._ask(preempt.of_notice(self.cfg.cluster.notice_file, self.cfg.cluster.grace_s, time.time()))
+        self._ask(preempt.of_drained(found, used, lambda staying: self._size(staying) > 0, time.time()))
+        larger = should_grow(group.size, self._capacity(found), sizes_of(self.cfg)) if group.beats else 0
+        if larger:
+            self._ask(Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work"))
+        verdict = judge(ray.get(self.hub.seen.remote()), self.patience) if not group.hang else None
+        if verdict is not None:
+            self._end(verdict, group)
+
+    def _capacity(self, found: list[nodes.Node]) -> int:
+        usable = nodes.usable(found, ray.get(self.hub.excluded.remote()))
+        return nodes.capacity(usable, self.cfg.cluster.cpus_per_worker, self.cfg.cluster.gpus_per_worker)
+
+    def _size(self, staying: list[nodes.Node]) -> int:
+        return sizes_of(self.cfg).fitting(self._capacity(staying))
+
+    def _end(self, verdict: Verdict, group: Any) -> None:
+        """Collect the stacks of a hung group, say which rank is guilty, and kill the group so that Ray makes a new one."""
+        self.announce({"kind": "event", "event": "hang", "reason": verdict.said})
+        self.verdict_evidence = stacks.collect(group.places)
+        guilty = self.verdict_evidence.get(verdict.rank, {})
+        state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
+        ray.get(self.hub.hangs.remote(verdict.rank, f"{verdict.said}{state}"))
+        stacks.kill(group.places)
+
+
+def folder(attempts: Path, attempt: int) -> Path:
+    """Where the evidence of one attempt lies."""
+    return attempts / str(attempt) / "postmortem"

@@ -1,0 +1,75 @@
+"""Warnings that the job must go: SIGTERM and SIGUSR1 to the driver, drained nodes, a notice file. All become one wish."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from cluster.nodes import Node
+from diffussm.errors import Preempted
+from diffussm.train.control import Level, Wish
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+UNKNOWN_DEADLINE_S = 30.0
+"""Time to save when a drain names no deadline."""
+
+
+def of_drained(found: Iterable[Node], used: Collection[str], fits: Callable[[list[Node]], bool], now: float) -> Wish:
+    """What follows from drained nodes. Pure.
+
+    Args:
+        found: all nodes.
+        used: ids of nodes that hold ranks.
+        fits: whether these nodes can hold a group that the config allows.
+        now: seconds since 1970.
+
+    Only nodes that hold ranks matter. When the others could hold a group, the ranks leave and a group is made there
+    (the reason begins with `node`); else the whole job leaves.
+    """
+    every = list(found)
+    going = [node for node in every if node.alive and node.drain_deadline_s is not None]
+    ours = [node for node in going if node.id in used]
+    if not ours:
+        return Wish()
+    deadline_s = min((node.drain_deadline_s or now + UNKNOWN_DEADLINE_S) for node in ours)
+    staying = [node for node in every if node.alive and node.drain_deadline_s is None]
+    names = ", ".join(node.address for node in ours)
+    if staying and fits(staying):
+        return Wish(Level.LEAVE, deadline_s, f"node {names} is drained")
+    return Wish(Level.LEAVE, deadline_s, f"all is drained: {names}")
+
+
+def of_notice(path: str, grace_s: float, now: float) -> Wish:
+    """The wish of a notice file, if it is there."""
+    if path and Path(path).exists():
+        return Wish(Level.LEAVE, now + grace_s, f"notice file {path}")
+    return Wish()
+
+
+@dataclass
+class Warnings:
+    """Signals to this process. The first asks to leave; while nobody listens it ends the stage that runs.
+
+    A second warning of another kind changes nothing: the first deadline stands.
+    """
+
+    grace_s: float
+    wish: Wish = Wish()  # noqa: RUF009 - frozen
+    heard_by_training: bool = False
+
+    def install(self) -> None:
+        """Take over the signals. Only in a process's main thread; call it after `ray.init`, which takes SIGTERM."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.wish.level is Level.NONE:
+            self.wish = Wish(Level.LEAVE, time.time() + self.grace_s, f"{name} to the driver")
+        if not self.heard_by_training:
+            raise Preempted(f"{name}: asked to leave", "start the same command again: it goes on where it was")

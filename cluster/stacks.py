@@ -1,0 +1,115 @@
+"""What the processes of a group were doing: stacks of all threads, state in the kernel, NCCL's flight recorder.
+
+Runs on each rank's node from a process of its own, so that a rank that is stuck or stopped needs not to help.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.hub import Place
+from cluster.nodes import on_node
+from cluster.pulse import STACKS_SIGNAL
+
+TIMEOUT_S = 10.0
+"""Seconds for a node to answer; one that is cut off never does."""
+WRITE_S = 2.0
+"""Seconds for a process to write its stacks."""
+MOST_BYTES = 1 << 20
+"""Of one file of evidence; the rest is cut off."""
+
+FLIGHT_RECORDER = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+"""Environment variable with the prefix of NCCL's flight recorder files, one for each rank."""
+
+STATES = {"T": "stopped", "t": "traced", "D": "waiting for the disk", "Z": "dead", "R": "running", "S": "asleep"}
+
+
+def collect(places: Mapping[int, Place]) -> dict[int, dict[str, Any]]:
+    """Evidence by rank from every node that answers."""
+    asked = [
+        ray.remote(num_cpus=0, max_retries=0)(look)
+        .options(scheduling_strategy=on_node(node))
+        .remote({rank: (place.pid, place.stacks) for rank, place in places.items() if place.node == node})
+        for node in sorted({place.node for place in places.values()})
+    ]
+    return _gather(asked)
+
+
+def kill(places: Mapping[int, Place]) -> None:
+    """SIGKILL every process of the group on every node that answers."""
+    asked = [
+        ray.remote(num_cpus=0, max_retries=0)(end)
+        .options(scheduling_strategy=on_node(node))
+        .remote([place.pid for place in places.values() if place.node == node])
+        for node in sorted({place.node for place in places.values()})
+    ]
+    _gather(asked)
+
+
+def _gather(asked: list[Any]) -> dict[int, dict[str, Any]]:
+    """Results of the tasks that end in time; the others are on nodes that are gone or cut off."""
+    done, late = ray.wait(asked, num_returns=len(asked), timeout=TIMEOUT_S) if asked else ([], [])
+    found: dict[int, dict[str, Any]] = {}
+    for each in done:
+        try:
+            found.update(ray.get(each) or {})
+        except ray.exceptions.RayError:  # its node died meanwhile: no evidence from there, which the reader sees
+            continue
+    for each in late:
+        ray.cancel(each, force=True)
+    return found
+
+
+def look(processes: Mapping[int, tuple[int, str]]) -> dict[int, dict[str, Any]]:
+    """State, place in the kernel and stacks of processes of this node: rank -> (pid, file for its stacks)."""
+    found = {rank: {"pid": pid, "state": state_of(pid), "wchan": _proc(pid, "wchan")} for rank, (pid, _) in processes.items()}
+    for rank, (pid, file) in processes.items():
+        if found[rank]["state"] not in ("", "stopped", "traced", "dead"):
+            found[rank]["stacks"] = dump(pid, Path(file))
+        recorder = Path(f"{os.environ.get(FLIGHT_RECORDER, '/nowhere/')}{rank}")
+        if recorder.exists():
+            found[rank]["flight_recorder"] = recorder.read_bytes()[:MOST_BYTES]
+    return found
+
+
+def dump(pid: int, file: Path) -> str:
+    """Make a process write its stacks to `file` and read them; empty if it does not."""
+    before = file.stat().st_size if file.exists() else 0
+    os.kill(pid, STACKS_SIGNAL)
+    deadline, size = time.monotonic() + WRITE_S, -1
+    while time.monotonic() < deadline:
+        now = file.stat().st_size if file.exists() else 0
+        if now > before and now == size:  # it grew, and has not grown since the last look
+            break
+        size = now
+        time.sleep(0.05)
+    return file.read_text(errors="replace")[before:][:MOST_BYTES] if file.exists() else ""
+
+
+def state_of(pid: int) -> str:
+    """A process's state in words; empty if there is none."""
+    text = _proc(pid, "stat")
+    return STATES.get(text.rpartition(")")[2].split()[0], "running") if text else ""
+
+
+def end(pids: list[int]) -> None:
+    """SIGKILL processes of this node; one that is gone already is well."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _proc(pid: int, name: str) -> str:
+    try:
+        return Path("/proc", str(pid), name).read_text().strip()
+    except OSError:  # the process is gone
+        return ""

@@ -1,0 +1,79 @@
+"""What the outside may ask of a running training, and how the ranks come to do it at the same step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+
+from diffussm.train.phases import Phases
+
+
+class Level(IntEnum):
+    """How much is asked; the most urgent of all ranks' wishes counts."""
+
+    NONE = 0
+    REGROUP = 1
+    """Leave after the next checkpoint: the group will be made anew with another size."""
+    LEAVE = 2
+    """Save now and leave before the deadline."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Something asked of the training."""
+
+    level: Level = Level.NONE
+    deadline_s: float = math.inf
+    """Seconds since 1970 at which the process may be gone."""
+    reason: str = ""
+
+
+class Control:
+    """One rank's end of the line: somebody sets `wish` from another thread, the loop asks once a step.
+
+    Without anybody at the other end it never asks for anything.
+    """
+
+    def __init__(self, phases: Phases | None = None) -> None:
+        self.phases = phases or Phases()
+        self.wish = Wish()
+
+
+class Agreement:
+    """Makes wishes common to all ranks, one step late and without waiting.
+
+    Each step starts a reduction of two numbers on a group of its own and reads the one that the step before started;
+    by then every rank has passed a gradient reduction, so it is complete. All ranks read the same numbers at the same
+    step. Making one is collective: every rank must.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._group = dist.new_group(backend="gloo") if size > 1 else None
+        self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
+
+    def exchange(self, wish: Wish) -> Wish:
+        """Give this rank's wish and get the agreed one of the step before. Collective: every rank, every step."""
+        deadline_ms = 0 if math.isinf(wish.deadline_s) else round(wish.deadline_s * 1000)
+        # The largest level; of the deadlines the earliest, so the largest of their negatives.
+        mine = torch.tensor([int(wish.level), -deadline_ms if deadline_ms else -(1 << 62)], dtype=torch.int64)  # (2,)
+        agreed = Wish()
+        if self._pending is not None:
+            numbers, work = self._pending
+            if work is not None:
+                work.wait()
+            level, negative = numbers.tolist()
+            deadline_s = math.inf if negative == -(1 << 62) else -negative / 1000
+            agreed = Wish(Level(level), deadline_s, wish.reason if wish.level else "another rank was asked to")
+        work = None if self._group is None else dist.all_reduce(mine, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._pending = (mine, work)
+        return agreed
+
+
+def seconds_until(deadline_s: float) -> float:
+    """Seconds from now until a time since 1970; infinite if there is no deadline."""
+    return deadline_s - time.time()
