@@ -73,8 +73,9 @@ class Diagnosis:
 ECHO = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|unhandled system", re.I)
 """What collectives say when another rank is gone."""
 
-_KILLED_FOR_MEMORY = re.compile(r"out[- ]of[- ]memory|\bOOM\b|memory pressure", re.I)
-_NODE_DIED = re.compile(r"node (has )?(died|was terminated|is dead)|raylet|node .{0,80}\bdead\b", re.I)
+_KILLED_FOR_MEMORY = re.compile(r"running low on memory|memory usage threshold", re.I)
+"""Ray's memory monitor. Its text on any other death advises to look for the kernel's OOM killer, which says nothing."""
+_NODE_DIED = re.compile(r"node (has )?(died|was terminated|is dead)|node .{0,80}\bdead\b", re.I)
 
 
 def diagnose(error: TrainingFailedError, evidence: Evidence) -> Diagnosis:

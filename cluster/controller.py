@@ -56,6 +56,7 @@ class OurFailurePolicy(FailurePolicy):
         """Find the cause, decide, and say so to the driver."""
         self._note_lost_nodes()
         evidence, images, steps = ray.get(self.hub.evidence.remote())
+        attempt = ray.get(self.hub.group.remote()).attempt
         fault = Fault(diagnose(training_failed_error, evidence), images, steps, time.time())
         room = capacity_for(self.cfg, ray.get(self.hub.excluded.remote()))
         limits = Limits(self.cfg.cluster.max_failures, self.cfg.cluster.failure_window_s)
@@ -64,7 +65,7 @@ class OurFailurePolicy(FailurePolicy):
         self.history.append(fault)
         if decision.wait_s:
             self.hub.hold.remote(time.time() + decision.wait_s)
-        ray.get(self.hub.tell.remote(_record(fault, decision, training_failed_error)))
+        ray.get(self.hub.tell.remote(_record(fault, decision, training_failed_error) | {"attempt": attempt}))
         return FailureDecision.RAISE if decision.action is Action.STOP else FailureDecision.RETRY
 
     def _note_lost_nodes(self) -> None:
@@ -153,4 +154,3 @@ class OurScalingPolicy(ScalingPolicy):
 
     def before_controller_abort(self) -> None:
         """Nothing was requested."""
-

@@ -33,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = load(asked.config, asked.overrides)
         check(cfg)
-        from cluster.stages import Stages  # after the config is known to be good: this imports torch
+        from cluster.stages import Stages, Warnings  # after the config is known to be good: this imports torch
 
-        stages = Stages.of(cfg)
+        warnings = Warnings(cfg.cluster.grace_s)
+        warnings.install()
+        stages = Stages.of(cfg, warnings)
         match asked.only:
             case None:
                 stages.all()

@@ -34,6 +34,8 @@ def variables(cfg: Config) -> list[Variable]:
             str(cfg.cluster.health_check_interval_s),
             "a dead worker is seen after this long; Ray's 2 s would be a fifth of a recovery",
         ),
+        Variable("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0", "drains reach the ranks through our hub"),
+        Variable("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2", "a broken group cannot end in order"),
         Variable("RAY_DEDUP_LOGS", "0", "each rank's lines stay whole"),
         Variable("OMP_NUM_THREADS", threads, "torch's threads on each worker; Ray would set 1"),
         Variable("MKL_NUM_THREADS", threads, "as OMP_NUM_THREADS"),

@@ -40,6 +40,8 @@ class Group:
     beats: dict[int, Beat] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
     """Monotonic time of each rank's last heartbeat."""
+    attempt: int = 0
+    """Number of this start; 0 until rank 0 has claimed it."""
     hang: str = ""
     hung_rank: int | None = None
 
@@ -74,6 +76,10 @@ class Hub:
         """A rank of the present group says where it is; returns when the group's start was decided."""
         self._group.places[rank] = place
         return self._group.began
+
+    def number(self, attempt: int) -> None:
+        """The present group is this start of the run."""
+        self._group.attempt = attempt
 
     def beat(self, rank: int, pid: int, beat: Beat) -> Wish:
         """Take a heartbeat, give what is asked. One of an earlier group's processes is not counted."""

@@ -66,14 +66,18 @@ def drain(found: Iterable[Node], deadline_s: float, message: str) -> list[str]:
 
     Internal to Ray, see `nodes`.
     """
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stubs leave it out
+    from ray.core.generated import autoscaler_pb2 as proto
 
+    reason = proto.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     agreed = []
     for node in found:
         accepted, _ = client.drain_node(
-            node.id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, message, round(deadline_s * 1000)
+            node.id,
+            reason,
+            message,
+            round(deadline_s * 1000),
         )
         if accepted:
             agreed.append(node.id)

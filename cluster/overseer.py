@@ -1,4 +1,4 @@
-"""The driver's thread beside the training: hears the ranks, watches nodes and heartbeats, and passes on what is asked."""
+"""The driver's thread beside the training: hears the ranks, watches nodes and heartbeats, passes on what is asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,9 +35,8 @@ class Overseer:
         self.cfg, self.hub, self.warnings, self.announce, self.on_fault = cfg, hub, warnings, announce, on_fault
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
-        self.verdict_evidence: dict[int, dict[str, Any]] = {}
+        self._evidence: dict[int, dict[str, Any]] = {}
         self._asked = Wish()
-        self._judged = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overseer", daemon=True)
 
@@ -49,7 +47,13 @@ class Overseer:
     def stop(self) -> None:
         """Hear what is left and end."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def take_evidence(self) -> dict[int, dict[str, Any]]:
+        """What was collected of the last hung group, once."""
+        taken, self._evidence = self._evidence, {}
+        return taken
 
     def _run(self) -> None:
         looked = 0.0
@@ -105,15 +109,10 @@ class Overseer:
         return sizes_of(self.cfg).fitting(self._capacity(staying))
 
     def _end(self, verdict: Verdict, group: Any) -> None:
-        """Collect the stacks of a hung group, say which rank is guilty, and kill the group so that Ray makes a new one."""
+        """Collect the stacks of a hung group, say which rank is guilty, and kill the group; Ray makes another."""
         self.announce({"kind": "event", "event": "hang", "reason": verdict.said})
-        self.verdict_evidence = stacks.collect(group.places)
-        guilty = self.verdict_evidence.get(verdict.rank, {})
+        self._evidence = stacks.collect(group.places)
+        guilty = self._evidence.get(verdict.rank, {})
         state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
         ray.get(self.hub.hangs.remote(verdict.rank, f"{verdict.said}{state}"))
         stacks.kill(group.places)
-
-
-def folder(attempts: Path, attempt: int) -> Path:
-    """Where the evidence of one attempt lies."""
-    return attempts / str(attempt) / "postmortem"

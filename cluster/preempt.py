@@ -1,17 +1,20 @@
-"""Warnings that the job must go: SIGTERM and SIGUSR1 to the driver, drained nodes, a notice file. All become one wish."""
+"""Warnings that the job must go: signals to the driver, drained nodes, a notice file. All become one wish."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from cluster.nodes import Node
 from diffussm.errors import Preempted
 from diffussm.train.control import Level, Wish
+
+if TYPE_CHECKING:
+    from cluster.nodes import Node  # this module is read before Ray may be imported
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -59,13 +62,20 @@ class Warnings:
     """
 
     grace_s: float
-    wish: Wish = Wish()  # noqa: RUF009 - frozen
+    wish: Wish = field(default_factory=Wish)
     heard_by_training: bool = False
+    installed: bool = False
 
     def install(self) -> None:
-        """Take over the signals. Only in a process's main thread; call it after `ray.init`, which takes SIGTERM."""
+        """Take over the signals. Only in a process's main thread."""
+        self.installed = True
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+
+    def take_back(self) -> None:
+        """Take over the signals again, if they were ours: `ray.init` takes SIGTERM."""
+        if self.installed:
+            self.install()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

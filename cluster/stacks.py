@@ -69,7 +69,9 @@ def _gather(asked: list[Any]) -> dict[int, dict[str, Any]]:
 
 def look(processes: Mapping[int, tuple[int, str]]) -> dict[int, dict[str, Any]]:
     """State, place in the kernel and stacks of processes of this node: rank -> (pid, file for its stacks)."""
-    found = {rank: {"pid": pid, "state": state_of(pid), "wchan": _proc(pid, "wchan")} for rank, (pid, _) in processes.items()}
+    found: dict[int, dict[str, Any]] = {
+        rank: {"pid": pid, "state": state_of(pid), "wchan": _proc(pid, "wchan")} for rank, (pid, _) in processes.items()
+    }
     for rank, (pid, file) in processes.items():
         if found[rank]["state"] not in ("", "stopped", "traced", "dead"):
             found[rank]["stacks"] = dump(pid, Path(file))

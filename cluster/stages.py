@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cluster import env
+from cluster.preempt import Warnings
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
 from diffussm.config.frozen import check_frozen
@@ -36,16 +37,17 @@ class Stages:
     paths: RunPaths
     store: Store
     narrator: Narrator
+    warnings: Warnings
 
     @staticmethod
-    def of(cfg: Config) -> Stages:
+    def of(cfg: Config, warnings: Warnings | None = None) -> Stages:
         """Make local places absolute, because workers start in folders of their own."""
         cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
         cfg.data.labels = absolute(cfg.data.labels)
         cfg.sample.weights = absolute(cfg.sample.weights)
         paths = RunPaths(cfg.storage, cfg.name)
-        return Stages(cfg, paths, open_store(paths.root), Narrator())
+        return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
 
     def all(self) -> None:
         """The whole road. Nothing is done twice: what exists and fits is used."""
@@ -86,8 +88,9 @@ class Stages:
         with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch:
             self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
             self._connect(ray, worker_env)
+            self.warnings.take_back()
             try:
-                fit(self.cfg, scratch, self.narrator.hear)
+                fit(self.cfg, scratch, self.narrator.hear, self.warnings)
             finally:
                 self.narrator.end()
                 ray.shutdown()

@@ -1,132 +1,129 @@
-"""Ray Train for our worker: scaling, failure policy, and the road of its messages to the driver."""
+"""Ray Train for our worker: its configs, our policies in its controller, and the overseer beside it."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
-from ray.util.queue import Empty, Queue
 
-from cluster import worker
-from cluster.policy import Action, Failure, decide, may_pass
+from cluster import hub, worker
+from cluster.causes import errors_of
+from cluster.controller import OurFailurePolicy, OurScalingPolicy
+from cluster.overseer import Overseer
+from cluster.postmortem import PostMortem
+from cluster.preempt import Warnings
+from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import Config
-from diffussm.errors import DiffuSSMError, InfrastructureError
+from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, MissingError, Preempted
+from diffussm.naming import RunPaths
 
 Announce = Callable[[dict[str, Any]], None]
 
 
-class OurPolicy(FailurePolicy):
-    """Lets Ray's controller ask `policy.decide`. It runs in the controller's process."""
-
-    def __init__(self, failure_config: FailureConfig, limit: int, channel: Queue) -> None:
-        super().__init__(failure_config)
-        self.limit, self.channel, self.earlier = limit, channel, 0
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Count the failure and decide."""
-        decision = decide(Failure(errors_of(training_failed_error), self.earlier), self.limit)
-        self.earlier += 1
-        said = {"kind": "event", "event": "failure", "decision": decision.action.value, "reason": decision.reason}
-        self.channel.put(said)
-        return FailureDecision.RETRY if decision.action is Action.RESTART else FailureDecision.RAISE
-
-
-def errors_of(error: TrainingFailedError) -> dict[int, BaseException]:
-    """The workers' own exceptions by rank; empty if the failure was not theirs."""
-    return dict(error.worker_failures) if isinstance(error, WorkerGroupError) else {}
-
-
 class Trainer(TorchTrainer):
-    """TorchTrainer whose controller decides by our policy.
+    """TorchTrainer whose controller decides by our policies.
 
-    Ray offers no public way to hand in a failure policy, so the keyword that its controller takes is replaced; Ray is
-    pinned and a test kills a worker to see that our policy is asked.
+    Ray offers no public way to hand them in, so the keywords that its controller takes are replaced; Ray is pinned
+    and a test kills a worker to see that our policy is asked.
     """
 
-    def __init__(self, cfg: Config, channel: Queue, scratch: str) -> None:
+    def __init__(self, cfg: Config, channel: Any, scratch: str) -> None:
         cluster = cfg.cluster
         gpus = cluster.gpus_per_worker
-        self._policy = OurPolicy(
-            FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3), cluster.max_failures, channel
+        scaling = ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         )
+        self._failure_policy = OurFailurePolicy(cfg, channel)
+        self._scaling_policy = OurScalingPolicy(cfg, scaling, channel)
         super().__init__(
             worker.run,
-            train_loop_config={"cfg": cfg, "channel": channel},
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-            ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            train_loop_config={"cfg": cfg, "hub": channel},
+            scaling_config=scaling,
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(cluster.start_s)),
             run_config=RunConfig(
                 name=cfg.name,
                 storage_path=scratch,  # Ray's own notes; our state goes to the run's store
-                failure_config=self._policy.failure_config,
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),  # budgets are ours
             ),
         )
 
     def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
-        controller_init_kwargs["failure_policy"] = self._policy
+        controller_init_kwargs |= {"failure_policy": self._failure_policy, "scaling_policy": self._scaling_policy}
         return super()._initialize_and_run_controller(**controller_init_kwargs)
 
 
-def fit(cfg: Config, scratch: str, announce: Announce) -> None:
+class Faults:
+    """Keeps the last failure, and what leads to its evidence."""
+
+    def __init__(self, cfg: Config, announce: Announce) -> None:
+        self._announce = announce
+        self._postmortem = PostMortem(open_store(RunPaths(cfg.storage, cfg.name).root))
+        self.overseer: Overseer | None = None
+        self.last: dict[str, Any] = {}
+
+    def fault(self, record: dict[str, Any]) -> None:
+        """A failure: write its evidence."""
+        self.last = record
+        ranks = self.overseer.take_evidence() if self.overseer else {}
+        folder = self._postmortem.write(record["attempt"], record, ranks)
+        self._announce({"kind": "event", "event": "evidence", "folder": folder})
+
+
+def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None = None) -> None:
     """Train `cfg` on its workers; returns when the last image is seen and saved.
 
     Args:
         cfg: a checked config with absolute local paths.
         scratch: local folder for Ray's own notes.
-        announce: called in a thread of this process with what rank 0 and the policy say.
+        announce: called in a thread of this process with what the ranks and the policies say.
+        warnings: signals to this process; while the training runs they are passed on to the ranks.
 
     Raises:
         DiffuSSMError: a worker's typed error, as it was raised there.
-        InfrastructureError: workers were lost more often than `cluster.max_failures`.
+        Preempted: the job was asked to leave and its state is saved.
+        InfrastructureError: faults were more than their budget allows.
     """
-    channel = Queue(actor_options={"num_cpus": 0})
-    stop = threading.Event()
-    listener = threading.Thread(target=_listen, args=(channel, stop, announce), name="announcements", daemon=True)
-    listener.start()
+    warnings = warnings or Warnings(cfg.cluster.grace_s)
+    channel = hub.make()
+    faults = Faults(cfg, announce)
+    overseer = faults.overseer = Overseer(cfg, channel, warnings, announce, faults.fault)
+    overseer.start()
+    warnings.heard_by_training = True
     try:
         Trainer(cfg, channel, scratch).fit()
     except TrainingFailedError as error:
-        raise _as_ours(error, cfg) from error
+        overseer.stop()
+        raise _as_ours(error, cfg, faults.last) from error
     finally:
-        stop.set()
-        listener.join()
-        channel.shutdown()
+        warnings.heard_by_training = False
+        overseer.stop()
+        ray.kill(channel)
 
 
-def _listen(channel: Queue, stop: threading.Event, announce: Announce) -> None:
-    """Pass on what comes until told to stop, and then what is left."""
-    while True:
-        last = stop.is_set()
-        try:
-            announce(channel.get_nowait() if last else channel.get(timeout=0.5))
-        except Empty:
-            if last:
-                return
-        except ray.exceptions.RayActorError as error:
-            logging.getLogger(__name__).warning("messages of the workers are lost: %s", error)
-            return
-
-
-def _as_ours(error: TrainingFailedError, cfg: Config) -> Exception:
+def _as_ours(error: TrainingFailedError, cfg: Config, last: dict[str, Any]) -> Exception:
     """The error to show: a worker's typed one, else its unexpected one, else the loss of workers."""
-    errors = errors_of(error)
-    for _, cause in sorted(errors.items()):
+    code, reason = last.get("code", int(ExitCode.INFRASTRUCTURE)), last.get("reason", str(error))
+    causes = [cause for _, cause in sorted(errors_of(error).items())]
+    causes.append(getattr(error, "controller_failure", error))
+    for cause in causes:
         if isinstance(cause, DiffuSSMError):
             return cause
-    if any(not may_pass(cause) for cause in errors.values()):
+    if code == ExitCode.PREEMPTED:
+        return Preempted(reason, "start the same command again: it goes on from its last checkpoint")
+    if code == ExitCode.ENVIRONMENT:
+        return MissingError(
+            f"out of memory: {reason}", "set a smaller train.micro_batch, or train.activation_checkpointing=true"
+        )
+    if code == ExitCode.INTERNAL and isinstance(error, WorkerGroupError):
         return RuntimeError(str(error))  # a bug: shown with the worker's traceback
     return InfrastructureError(
-        f"the workers were lost more than cluster.max_failures={cfg.cluster.max_failures} times: {error}",
+        f"faults beyond the budget (cluster.max_failures={cfg.cluster.max_failures}): {reason}",
         "start the same command again: the run goes on from its last checkpoint",
     )

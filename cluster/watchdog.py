@@ -65,7 +65,9 @@ def judge(ranks: Mapping[int, Seen], patience: Patience) -> Verdict | None:
     seen = ranks[guilty]
     for_s = _stands_for(seen)
     manner = "gives no sign of life" if silent else "stands"
-    others = ", ".join(f"rank {rank} in {each.beat.phase.value}" for rank, each in sorted(ranks.items()) if rank != guilty)
+    others = ", ".join(
+        f"rank {rank} in {each.beat.phase.value}" for rank, each in sorted(ranks.items()) if rank != guilty
+    )
     said = f"rank {guilty} {manner} in {seen.beat.phase.value} after {seen.beat.steps} steps, for {for_s:.1f} s"
     return Verdict(guilty, seen.beat.phase, bool(silent), for_s, f"{said} ({others})" if others else said)
 

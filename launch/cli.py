@@ -168,6 +168,13 @@ def plan(
 
 
 @app.command()
+def report(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
+    """Say where the time of a run went."""
+    job = local.read(config, overrides)
+    local.run(local.report(job))
+
+
+@app.command()
 def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Look for what this machine lacks.
 

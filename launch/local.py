@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from diffussm.errors import ConfigError
+from diffussm.naming import RunPaths
 
 if TYPE_CHECKING:
     from diffussm.config import Config
@@ -94,6 +95,11 @@ def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
         elif value is not None and value is not False and value != "":
             command += [f"--{name}", str(value)]
     return command
+
+
+def report(job: Job) -> list[str]:
+    """The command line of `diffussm report`."""
+    return [*_module("diffussm.observe.report"), RunPaths(job.cfg.storage, job.cfg.name).root]
 
 
 def bench(what: str, passed: Sequence[str]) -> list[str]:

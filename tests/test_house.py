@@ -26,6 +26,9 @@ ENTRY_LINES = {"cluster/driver.py": 100}
 TESTED_ELSEWHERE = {
     "diffussm/checkpoint/__main__.py": "tests/diffussm/checkpoint/test_catalog.py calls it as the command does",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
+    "cluster/controller.py": "runs inside Ray's controller: tests/cluster/test_trainer.py kills workers",
+    "cluster/overseer.py": "a thread beside Ray's trainer: tests/cluster/test_trainer.py hears through it",
+    "cluster/pulse.py": "a thread of Ray's workers: tests/cluster/test_trainer.py hears through it",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",
     "diffussm/export/__main__.py": "tests/diffussm/export/test_folder.py runs it as a command",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,15 @@ class Batch:
     std: Tensor
     mean_flip: Tensor
     std_flip: Tensor
+
+    def fingerprint(self, epoch: int) -> int:
+        """A 64-bit sum over (epoch, sample id): equal for the same samples in any order, split over any ranks."""
+        ids = self.id.numpy().astype(np.uint64)  # (B,)
+        mixed = ids + np.uint64(1) + np.uint64(epoch % (1 << 32)) * np.uint64(1 << 32)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64 (Steele et al., 2014)
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+        return int(mixed.sum(dtype=np.uint64).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.id)

@@ -53,7 +53,9 @@ class Ledger:
         """Finish the journal."""
         self._journal.close()
 
-    def _write(self, kind: str, images: int, parts: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _write(
+        self, kind: str, images: int, parts: Mapping[str, float], seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
         self._last = dict(seconds)
         rounded = {name: round(value, 4) for name, value in parts.items()}
         self._journal.write({"kind": kind, "attempt": self._attempt, "images": images, "seconds": rounded})
@@ -79,9 +81,11 @@ class Goodput:
         """The text table of `diffussm report`."""
         if not self.attempts:
             return "goodput: nothing is booked yet"
-        head = f"goodput {self.fraction:.1%} of {self.total_s:,.0f} s in {self.attempts} start(s), {self.images:,} images"
+        share = {name: value / max(self.total_s, 1e-9) for name, value in self.seconds.items()}
+        starts = f"{self.attempts} start(s), {self.images:,} images"
+        head = f"goodput {self.fraction:.1%} of {self.total_s:,.0f} s in {starts}"
         rows = [
-            f"  {name:<9} {self.seconds[name]:>10,.1f} s  {self.seconds[name] / max(self.total_s, 1e-9):>6.1%}  {meaning}"
+            f"  {name:<9} {self.seconds[name]:>10,.1f} s  {share[name]:>6.1%}  {meaning}"
             for name, meaning in CAUSES.items()
         ]
         return "\n".join([head, *rows])

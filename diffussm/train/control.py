@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from diffussm.checkpoint.manifest import Counters
+from diffussm.config.schema import Config
+from diffussm.errors import Preempted, Regroup
+from diffussm.train.intervals import due
 from diffussm.train.phases import Phases
+
+TIMEOUT_FACTOR = 1.5
+"""A collective gives up this much later than the watchdog, which knows more and so comes first."""
 
 
 class Level(IntEnum):
@@ -53,7 +62,7 @@ class Agreement:
     """
 
     def __init__(self, size: int) -> None:
-        self._group = dist.new_group(backend="gloo") if size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
 
     def exchange(self, wish: Wish) -> Wish:
@@ -74,6 +83,38 @@ class Agreement:
         return agreed
 
 
-def seconds_until(deadline_s: float) -> float:
-    """Seconds from now until a time since 1970; infinite if there is no deadline."""
-    return deadline_s - time.time()
+class Leaving:
+    """Does what is asked at the step on which the ranks agree. Making one is collective: every rank must."""
+
+    def __init__(self, cfg: Config, control: Control, size: int) -> None:
+        self._train, self._control, self._hang_s = cfg.train, control, cfg.cluster.hang_s
+        self._agreement = Agreement(size)
+
+    def step(self, at: Counters, save: Callable[[Counters, float], None]) -> None:
+        """After a step and its regular checkpoint: leave if that is agreed. Collective: every rank must call it.
+
+        Args:
+            at: where the training stands.
+            save: `Saver.leave`; called with the deadline if this step has no regular checkpoint.
+
+        Raises:
+            Preempted, Regroup: the state is saved and this rank must end.
+        """
+        if self._control.phases.steps == 1:
+            shorten_timeouts(TIMEOUT_FACTOR * self._hang_s)
+        wish = self._agreement.exchange(self._control.wish)
+        if at.images >= self._train.images or wish.level is Level.NONE:
+            return
+        saved = due(at.images, self._train.global_batch, self._train.checkpoint_images, self._train.images)
+        if wish.level is Level.REGROUP and not saved:
+            return
+        if not saved:
+            save(at, wish.deadline_s)
+        kind = Preempted if wish.level is Level.LEAVE else Regroup
+        raise kind(f"{wish.reason}: saved at {at.images:,} images", "start the same command again")
+
+
+def shorten_timeouts(seconds: float) -> None:
+    """Let collectives of every group fail after this time. Local; the first step, with its builds, had longer."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.set_timeout(timedelta(seconds=seconds), group)

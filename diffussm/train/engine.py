@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diffussm.config.schema import Precision, TrainConfig
 from diffussm.model.footprint import bucket_elements
 from diffussm.train.optim import adamw, parameter_groups
+from diffussm.train.phases import Phase
 from diffussm.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -81,12 +82,18 @@ class Engine:
         """The network itself."""
         return self.engine.module
 
-    def step(self, losses: Sequence[Callable[[nn.Module], Tensor]], lr: float) -> StepResult:
+    def step(
+        self,
+        losses: Sequence[Callable[[nn.Module], Tensor]],
+        lr: float,
+        enter: Callable[[Phase], None] = lambda phase: None,
+    ) -> StepResult:
         """One optimiser step over `accumulation` micro batches. Collective: every rank must call it.
 
         Args:
             losses: one function for each micro batch; given the wrapped network it returns a scalar mean loss.
             lr: learning rate of this step.
+            enter: told which part of the step begins. Gradients are also reduced within `backward`.
 
         A step whose gradient is not finite anywhere is skipped on all ranks and changes no state.
         """
@@ -95,8 +102,11 @@ class Engine:
         total = torch.zeros((), device=self.world.device)
         norm, skipped = 0.0, False
         for loss_of in losses:
+            enter(Phase.FORWARD)
             loss = loss_of(self.engine)
+            enter(Phase.BACKWARD)
             self.engine.backward(loss)
+            enter(Phase.REDUCE)
             total += loss.detach()
             if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
                 norm, skipped = self._guard_plain_gradients()

@@ -17,18 +17,22 @@ from diffussm.errors import DiffuSSMError
 from diffussm.model import build_model
 from diffussm.naming import RunPaths
 from diffussm.train.ahead import ahead
+from diffussm.train.control import Control, Leaving
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
 from diffussm.train.guard import Guard
 from diffussm.train.logger import Announce, Logger
 from diffussm.train.optim import learning_rate, steps_left
+from diffussm.train.phases import Phase
 from diffussm.train.saver import Saver
 from diffussm.train.snapshots import Snapshots
 from diffussm.train.step import Inputs, draw, loss
 from diffussm.train.world import World
 
 
-def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Announce) -> None:
+def train(
+    cfg: Config, world: World, attempt: int, scratch: Path, announce: Announce, control: Control | None = None
+) -> None:  # fmt: skip
     """Train until `train.images`, from the newest checkpoint if there is one. Collective: every rank must call it.
 
     Args:
@@ -37,10 +41,14 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
         attempt: number of this start of the run.
         scratch: local folder of this attempt.
         announce: called on rank 0 with what happens.
+        control: this rank's end of the line from outside; by default nobody asks for anything.
 
     Raises:
         DataError, StorageError, DivergedError: as their docstrings say, on every rank that sees the cause.
+        Preempted, Regroup: on every rank after the same step, when that was asked and the state is saved.
     """
+    control = control or Control()
+    enter = control.phases.enter
     torch.manual_seed(cfg.seed)
     store = open_store(RunPaths(cfg.storage, cfg.name).root)
     data = latents.open_latents(cfg, rank_batch=cfg.train.global_batch // world.size, scratch=scratch)
@@ -48,36 +56,46 @@ def train(cfg: Config, world: World, attempt: int, scratch: Path, announce: Anno
     model = build_model(cfg.model, data.latent, activation_checkpointing=cfg.train.activation_checkpointing)
     engine = Engine(model.to(world.device), cfg.train, accumulation(cfg), world)
     averages = Averages(engine.slices(), cfg.train)
-    logger = Logger(cfg, world, store, attempt, announce, scratch)
+    logger = Logger(cfg, world, store, attempt, announce, scratch, control.phases)
     saver = Saver(cfg, engine, averages, store, attempt, logger)
     snapshots = Snapshots(cfg, engine, averages, store, attempt, logger)
+    leaving = Leaving(cfg, control, world.size)
+    enter(Phase.RESTORE)
     at = saver.restore()
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
 
     batches = data.batches(Cursor(at.epoch, at.images_in_epoch))
 
-    def fetch() -> tuple[int, list[Inputs]]:
+    def fetch() -> tuple[int, int, list[Inputs]]:
         epoch, batch = next(batches)
-        return epoch, [draw(m, cfg, epoch, data.null_class).to(world.device) for m in batch.split(micro_batch(cfg))]
+        micros = [draw(m, cfg, epoch, data.null_class).to(world.device) for m in batch.split(micro_batch(cfg))]
+        return epoch, batch.fingerprint(epoch), micros
 
     coming = ahead(fetch, steps_left(cfg.train, at.images), world.claim_device)
     try:
-        for epoch, micros in coming:
+        enter(Phase.DATA)
+        for epoch, samples, micros in coming:
             lr = learning_rate(cfg.train, at.images)
-            result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr)
+            result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr, enter)
+            enter(Phase.OTHER)
             at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
             averages.update(at.images, skipped=result.skipped)
-            logger.step(result, at, lr)
+            control.phases.completed(at.images)
+            logger.step(result, at, lr, samples)
             guard.observe(result.skipped, at.images)
+            enter(Phase.SAVE)
             snapshots.step(at)
             saver.step(at)
+            leaving.step(at, saver.leave)
+            enter(Phase.DATA)
         data.close()
         logger.event("trained", images=at.images)
     except DiffuSSMError as error:
         logger.event("stopped", images=at.images, reason=error.message)
         raise
     finally:
+        enter(Phase.END)
         coming.close()
         batches.close()
         logger.close()

@@ -57,6 +57,11 @@ class Phases:
             self._seconds[self._phase] += now - self._since
             self._phase, self._since = phase, now
 
+    def book(self, phase: Phase, seconds: float) -> None:
+        """Add seconds that passed before this object was made, such as the start of the process."""
+        with self._lock:
+            self._seconds[phase] += seconds
+
     def completed(self, images: int) -> None:
         """One step is done; `images` are done in all."""
         self.steps += 1

@@ -53,6 +53,10 @@ class Saver:
         if due(at.images, train.global_batch, train.checkpoint_images, train.images):
             self.save(at)
 
+    def leave(self, at: Counters, deadline_s: float) -> None:
+        """Save for a departure at a time since 1970. Collective: every rank must call it."""
+        self.save(at)
+
     def save(self, at: Counters) -> None:
         """Save now and delete what is superfluous. Collective: every rank must call it.
 

@@ -4,47 +4,100 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.policy import Action, Failure, decide, may_pass
-from diffussm.errors import ConfigError, DataError, DivergedError, InfrastructureError, StorageError
+from cluster.causes import Cause, Diagnosis
+from cluster.policy import Action, Decision, Fault, Limits, Sizes, decide, should_grow
+from diffussm.errors import ExitCode
+
+LIMITS = Limits(max_failures=2, window_s=100)
+FIXED = Sizes(wanted=4, least=4, legal=(1, 2, 4))
+ELASTIC = Sizes(wanted=4, least=1, legal=(1, 2, 4))
 
 
-class RayActorError(Exception):
-    __module__ = "ray.exceptions"
+def fault(cause: Cause, *, images: int = 80, steps: int = 10, at_s: float = 0.0) -> Fault:
+    return Fault(Diagnosis(cause, 1, "rank 1: what it said"), images, steps, at_s)
+
+
+def after(now: Fault, *earlier: Fault, capacity: int = 4, sizes: Sizes = FIXED) -> Decision:
+    return decide(now, earlier, capacity, sizes, LIMITS)
+
+
+LOST = [Cause.WORKER, Cause.NODE, Cause.HANG, Cause.PEER, Cause.START]
+
+
+@pytest.mark.parametrize("cause", LOST)
+def test_what_may_pass_is_started_again_within_its_own_budget(cause: Cause) -> None:
+    assert after(fault(cause)).action is Action.RESTART
+    others = [fault(other, images=index) for index, other in enumerate(LOST) if other is not cause]
+    assert after(fault(cause), *others, *others).action is Action.RESTART
+    once = fault(cause, images=8)
+    assert after(fault(cause), once).action is Action.RESTART
+    stopped = after(fault(cause), once, once)
+    assert (stopped.action, stopped.code) == (Action.STOP, ExitCode.INFRASTRUCTURE)
+    assert "3 times" in stopped.reason
+    assert "max_failures" in stopped.reason
+
+
+def test_old_faults_are_forgotten() -> None:
+    earlier = [fault(Cause.WORKER, at_s=at) for at in range(5)]
+    assert after(fault(Cause.WORKER, at_s=50), *earlier).action is Action.STOP
+    assert after(fault(Cause.WORKER, at_s=200), *earlier).action is Action.RESTART
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (StorageError("bucket away"), True),
-        (InfrastructureError("node lost"), True),
-        (RuntimeError("gloo: connection closed by peer"), True),
-        (ConnectionResetError(), True),
-        (RayActorError("the worker died"), True),
-        (ConfigError("x"), False),
-        (DataError("x"), False),
-        (DivergedError("x"), False),
-        (TypeError("a bug"), False),
-        (KeyError("a bug"), False),
-        (FileNotFoundError("a shard"), False),
-        (NotImplementedError("no kernel"), False),
-        (type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})("CUDA out of memory"), False),
-    ],
+    ("cause", "code"), [(Cause.USER, ExitCode.CONFIG), (Cause.NONFINITE, ExitCode.DIVERGED), (Cause.NO_NODES, 76)]
 )
-def test_what_may_pass(error: Exception, passes: bool) -> None:
-    assert may_pass(error) is passes
+def test_what_only_a_person_can_mend_stops_at_once(cause: Cause, code: int) -> None:
+    decision = after(fault(cause))
+    assert (decision.action, decision.code) == (Action.STOP, code)
+    assert decision.reason == "rank 1: what it said"
 
 
-def test_a_lost_worker_is_restarted_within_the_budget() -> None:
-    lost = {0: RuntimeError("peer closed"), 1: RayActorError("died")}
-    assert decide(Failure(lost, earlier=0), max_failures=2).action is Action.RESTART
-    assert decide(Failure(lost, earlier=1), max_failures=2).action is Action.RESTART
-    last = decide(Failure(lost, earlier=2), max_failures=2)
-    assert last.action is Action.STOP
-    assert "3 failures" in last.reason
-    assert decide(Failure({}, earlier=0), max_failures=0).action is Action.STOP
+@pytest.mark.parametrize("cause", [Cause.EXCEPTION, Cause.MEMORY])
+def test_an_exception_never_loops(cause: Cause) -> None:
+    first = after(fault(cause, steps=0))
+    assert first.action is Action.STOP
+    assert "first step" in first.reason
+    assert after(fault(cause)).action is Action.RESTART
+    again = after(fault(cause), fault(cause))
+    assert again.action is Action.STOP
+    assert "second time at 80 images" in again.reason
+    assert after(fault(cause, images=160), fault(cause)).action is Action.STOP
 
 
-def test_a_users_error_stops_at_once_even_beside_lost_peers() -> None:
-    decision = decide(Failure({0: RuntimeError("peer closed"), 1: DataError("shard corrupt")}, 0), max_failures=9)
-    assert decision.action is Action.STOP
-    assert "rank 1: shard corrupt" in decision.reason
+def test_leaving_in_order_costs_nothing() -> None:
+    left = [fault(Cause.PREEMPTED, images=8 * n) for n in range(50)]
+    assert after(fault(Cause.PREEMPTED), *left).action is Action.RESTART
+    assert after(fault(Cause.REGROUP), *left).action is Action.GROW
+
+
+def test_a_store_that_is_away_is_given_time() -> None:
+    refused = [fault(Cause.STORAGE, images=8)] * 7
+    decision = after(fault(Cause.STORAGE), *refused)
+    assert decision.action is Action.RESTART
+    assert decision.wait_s > 0
+    stopped = after(fault(Cause.STORAGE), *refused, refused[0])
+    assert (stopped.action, stopped.code) == (Action.STOP, ExitCode.STORAGE)
+
+
+@pytest.mark.parametrize(("capacity", "size"), [(4, 4), (5, 4), (3, 2), (2, 2), (1, 1), (0, 0)])
+def test_a_group_shrinks_to_the_largest_legal_size(capacity: int, size: int) -> None:
+    decision = after(fault(Cause.NODE), capacity=capacity, sizes=ELASTIC)
+    expected = {0: Action.WAIT, 4: Action.RESTART}.get(size, Action.SHRINK)
+    assert (decision.action, decision.workers) == (expected, size)
+
+
+def test_a_run_that_may_not_shrink_waits_for_nodes() -> None:
+    decision = after(fault(Cause.NODE), capacity=3)
+    assert decision.action is Action.WAIT
+    assert "at least 4 are needed" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("present", "capacity", "size"), [(1, 4, 4), (2, 3, 0), (2, 4, 4), (4, 8, 0), (1, 0, 0), (1, 2, 2)]
+)
+def test_a_group_grows_only_to_a_larger_legal_size(present: int, capacity: int, size: int) -> None:
+    assert should_grow(present, capacity, ELASTIC) == size
+
+
+def test_no_budget_means_no_second_start() -> None:
+    assert decide(fault(Cause.WORKER), [], 4, FIXED, Limits(0, 100)).action is Action.STOP

@@ -17,7 +17,7 @@ from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
-    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "config", "plan", "doctor", "bench",
+    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "config", "plan", "report", "doctor", "bench",
 )  # fmt: skip
 WITHOUT_CONFIG = ("checkpoints", "ema", "doctor", "bench")
 
@@ -83,12 +83,14 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
     invoke("prepare", minimal, "seed=1")
     invoke("train", minimal)
     invoke("evaluate", minimal, "--images", "500", "--checkpoint", "256")
+    invoke("report", minimal, "storage=s3://bucket/runs", "name=r")
     invoke("doctor")
     invoke("doctor", minimal)
     assert started == [
         ["cluster.driver", "--only", "prepare", minimal, "seed=1"],
         ["cluster.driver", minimal],
         ["cluster.driver", "--only", "evaluate", "--checkpoint", "256", minimal, "evaluate.images=500"],
+        ["diffussm.observe.report", "s3://bucket/runs/r"],
         ["cluster.preflight"],
         ["cluster.preflight", minimal],
     ]

@@ -46,3 +46,17 @@ def test_batch_splits_in_order() -> None:
     assert [part.id.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
     assert parts[2].label.tolist() == [14]
     assert torch.equal(parts[1].std_flip, moments[3][2:4])
+
+
+def test_a_fingerprint_depends_on_samples_and_epoch_and_on_nothing_else() -> None:
+    def batch(*ids: int) -> Batch:
+        moments = torch.zeros(len(ids), 1, 1, 1)
+        numbers = torch.tensor(ids, dtype=torch.int64)
+        return Batch(numbers, numbers, moments, moments, moments, moments)
+
+    whole = batch(3, 1, 4, 15).fingerprint(epoch=2)
+    parts = batch(15, 3).fingerprint(epoch=2) + batch(4, 1).fingerprint(epoch=2)
+    assert (whole - parts) % (1 << 64) == 0
+    others = [batch(3, 1, 4, 16).fingerprint(2), batch(3, 1, 4, 15).fingerprint(3), batch(3, 1, 4, 4).fingerprint(2)]
+    assert whole not in others
+    assert len(set(others)) == 3

@@ -1,0 +1,63 @@
+"""The ledger of seconds by cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffussm.checkpoint.store import open_store
+from diffussm.observe.events import read_journal
+from diffussm.observe.goodput import CAUSES, KEY, Ledger, goodput, summarize
+
+
+def record(time: float, attempt: int, images: int, kind: str = "steps", **seconds: float) -> dict[str, Any]:
+    return {"time": time, "attempt": attempt, "images": images, "kind": kind, "seconds": seconds}
+
+
+def test_everything_between_first_and_last_record_has_a_cause() -> None:
+    found = summarize(
+        [
+            record(110, 1, 0, "begin", start=8, restore=2),
+            record(120, 1, 8, step=7, data=2, save=1),
+            record(130, 1, 16, step=10),
+            # killed; 20 s nothing, then 5 s of start
+            record(155, 2, 8, "begin", start=4, restore=1),
+            record(165, 2, 16, replayed=10),
+            record(175, 2, 24, step=9, data=1),
+        ]
+    )
+    assert found.total_s == 75
+    assert found.seconds == {
+        "step": 26, "data": 3, "save": 1, "restore": 3, "start": 12, "replayed": 10, "idle": 20,
+    }  # fmt: skip
+    assert sum(found.seconds.values()) == found.total_s
+    assert found.fraction == pytest.approx(26 / 75)
+    assert (found.attempts, found.images) == (2, 24)
+    for cause in CAUSES:
+        assert cause in found.table()
+
+
+def test_a_run_without_records_has_no_goodput() -> None:
+    assert summarize([]).fraction == 0
+    assert "nothing" in summarize([]).table()
+
+
+def test_the_ledger_books_differences_and_knows_what_was_done_before(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    first = Ledger(store, 1)
+    first.begin(0, {"start": 3.0})
+    first.step(8, {"start": 3.0, "data": 1.0, "forward": 1.0, "backward": 2.0, "reduce": 0.5, "other": 0.5})
+    first.step(16, {"start": 3.0, "data": 1.5, "forward": 2.0, "backward": 4.0, "reduce": 1.0, "other": 1.0, "save": 2})
+    first.close()
+    second = Ledger(store, 2)
+    second.begin(8, {"start": 1.0, "restore": 2.0})
+    assert second.step(16, {"start": 1.0, "restore": 2.0, "forward": 5.0})["replayed"] == 5.0
+    assert second.step(24, {"start": 1.0, "restore": 2.0, "forward": 6.0})["step"] == 1.0
+    second.close()
+    kinds = [r["kind"] for r in read_journal(store, KEY)]
+    assert kinds == ["begin", "steps", "steps", "begin", "steps", "steps"]
+    found = goodput(store).seconds
+    assert (found["step"], found["data"], found["save"], found["replayed"]) == (9.0, 1.5, 2.0, 5.0)
+    assert (found["start"], found["restore"]) == (4.0, 2.0)
