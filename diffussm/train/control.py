@@ -62,6 +62,7 @@ class Agreement:
     """
 
     def __init__(self, size: int) -> None:
+        """Make the group. Collective: every rank must."""
         self._group: Any = dist.new_group(backend="gloo") if size > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
 
