@@ -19,6 +19,7 @@ from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
 from diffussm.config.frozen import check_frozen
 from diffussm.config.schema import Config
+from diffussm.config.sets import each_set, split
 from diffussm.errors import ConfigError, MissingError
 from diffussm.model.presets import check_fit, resolve
 from diffussm.naming import RunPaths, absolute
@@ -46,6 +47,7 @@ class Stages:
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
         cfg.data.labels = absolute(cfg.data.labels)
         cfg.sample.weights = absolute(cfg.sample.weights)
+        cfg.data.more = [f"{side}={absolute(place)}" for side, place in map(split, cfg.data.more)]
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
 
@@ -65,13 +67,20 @@ class Stages:
         self._finish(grid, score, time.monotonic() - began)
 
     def prepare(self) -> Passport:
-        """Make the latents unless they are there; an existing set that does not fit the config is refused."""
+        """Make the latents unless they are there, of each set; returns the main one's passport.
+
+        An existing set that does not fit the config is refused.
+        """
+        passports = [self._prepare_set(one) for one in each_set(self.cfg)]
+        return passports[0]
+
+    def _prepare_set(self, cfg: Config) -> Passport:
         from diffussm.data.encode import prepare
 
-        passport = prepare(self.cfg, progress=lambda done, total: self._work("encode", done, total, "images"))
+        passport = prepare(cfg, progress=lambda done, total: self._work("encode", done, total, "images"))
         self.narrator.end()
         self.narrator.say(
-            f"latents: {passport.number:,} images of {len(passport.classes)} classes in {self.cfg.data.latents}"
+            f"latents: {passport.number:,} images of {len(passport.classes)} classes in {cfg.data.latents}"
             + (f" ({len(passport.skipped)} skipped: named in its passport.json)" if passport.skipped else "")
         )
         for line in passport.remarks():

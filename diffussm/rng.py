@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     LABEL = 3
     EVALUATE = 4
     ENCODE = 5
+    MIXTURE = 6
 
 
 def generator(seed: int, purpose: Purpose, index: int, epoch: int = 0) -> np.random.Generator:

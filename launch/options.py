@@ -45,9 +45,9 @@ NoWrite = Annotated[bool, Option("--dry-run", help="Print the coefficients and t
 
 NO_OVERRIDES: list[str] = []
 
-Bench = Annotated[str, Argument(metavar="op|block|loop", help="What to measure.")]
+Bench = Annotated[str, Argument(metavar="op|block|loop|data", help="What to measure.")]
 Passed = Annotated[
-    list[str], Argument(metavar="...", help="CONFIG and key=value (loop), or options of the measurement.")
+    list[str], Argument(metavar="...", help="CONFIG and key=value (loop, data), or options of the measurement.")
 ]
 
 

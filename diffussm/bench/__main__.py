@@ -1,4 +1,4 @@
-"""`python -m diffussm.bench op|block|loop`: print a table, or JSON with --json. `diffussm bench` becomes this."""
+"""`python -m diffussm.bench op|block|loop|data`: print a table, or JSON with --json. `diffussm bench` becomes this."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,8 +24,8 @@ from diffussm.ops import registry
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that `launch` renders."""
     parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("op", "block", "loop"))
-    parser.add_argument("config", nargs="?", default="", help="for loop: the run whose training loop is measured")
+    parser.add_argument("what", choices=("op", "block", "loop", "data"))
+    parser.add_argument("config", nargs="?", default="", help="for loop and data: the run that is measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
     parser.add_argument("--batches", type=_numbers, default=[1, 8, 32])
@@ -32,6 +33,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", type=lambda text: text.split(","), default=list(op.MODES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--url", default="", help="for data: folder or s3:// URL for the latents and the tars")
+    parser.add_argument("--ranks", type=_numbers, default=[1, 2, 4])
+    parser.add_argument("--samples", type=int, default=16_384)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
-        rows = {"op": _op, "block": _block, "loop": _loop}[asked.what](asked, device)
+        rows = {"op": _op, "block": _block, "loop": _loop, "data": _data}[asked.what](asked, device)
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)
@@ -78,6 +82,25 @@ def _loop(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     check(cfg)
     prepare(cfg)
     return [asdict(bench_loop(cfg, rounds=asked.rounds))]
+
+
+def _data(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    from diffussm.bench.data import bench_data
+    from diffussm.bench.loop import bench_loop
+    from diffussm.config import check, load
+    from diffussm.data.encode import prepare
+
+    cfg = load(asked.config or "configs/quickstart.yaml", asked.overrides)
+    check(cfg)
+    prepare(cfg)
+    eaten = bench_loop(cfg, rounds=3, steps=5).ours_steps_per_s * cfg.train.global_batch
+    print(f"one worker trains on {eaten:.0f} samples/s", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="diffussm-bench-") as folder:
+        rows = bench_data(
+            cfg, asked.url or folder, ranks=asked.ranks, samples=asked.samples, rounds=asked.rounds,
+            train_samples_per_s=eaten,
+        )  # fmt: skip
+    return [asdict(row) for row in rows]
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:

@@ -12,6 +12,7 @@ from diffussm.errors import ConfigError
 FROZEN = {
     "seed": "noise and order of the samples already seen came from it",
     "data.source": "the images seen so far are others",
+    "data.more": "the images seen so far are others",
     "data.resolution_px": "the latents have another size",
     "data.classes": "the labels mean other classes",
     "data.limit": "the data set is another one",

@@ -13,6 +13,7 @@ from typing import Any
 
 from diffussm.config import plan
 from diffussm.config.schema import Config, PosEmbed, Source
+from diffussm.config.sets import split
 from diffussm.errors import ConfigError
 from diffussm.naming import check_run_name, power_name
 
@@ -45,7 +46,9 @@ _RANGES: dict[str, Rule] = {
     "data.autoencoder": _TEXT,
     "data.shard_bytes": _at_least(1 << 16),
     "data.loader_workers": _at_least(0),
-    "data.download_retries": _at_least(0),
+    "data.cache_limit_bytes": _at_least(0),
+    "data.predownload_images": _at_least(0),
+    "data.store_deadline_s": _POSITIVE,
     "data.canonical_nodes": _at_least(1),
     "data.shuffle_block_images": _at_least(1),
     "prepare.workers": _at_least(0),
@@ -179,6 +182,7 @@ def _data_problems(cfg: Config) -> Iterator[str]:
     repeated = sorted({name for name in data.classes if data.classes.count(name) > 1})
     if repeated or not all(name.strip() for name in data.classes):
         yield f"data.classes: found {data.classes!r}; allowed: names that are not empty, each once"
+    yield from _set_problems(cfg)
     if data.autoencoder == "builtin:":
         yield "data.autoencoder: found 'builtin:'; allowed: builtin:NAME, for example builtin:emoji-32"
     if data.resolution_px**2 % cfg.model.hourglass:
@@ -187,6 +191,19 @@ def _data_problems(cfg: Config) -> Iterator[str]:
             f"model.hourglass: found {cfg.model.hourglass}; allowed: a divisor of the latent's height times width, "
             f"which divides data.resolution_px**2 = {data.resolution_px**2}"
         )
+
+
+def _set_problems(cfg: Config) -> Iterator[str]:
+    places = [cfg.data.latents]
+    for text in cfg.data.more:
+        resolution_px, place = split(text)
+        if resolution_px < 8 or not _is_place(place):
+            yield f"data.more: found {text!r}; allowed: RESOLUTION=PLACE with 8 px or more and a folder or s3:// URL"
+        if place in places:
+            yield f"data.more: found {place!r} twice, or as data.latents; allowed: each place once"
+        places.append(place)
+        if resolution_px > 0 and resolution_px**2 % cfg.model.hourglass:
+            yield f"data.more: found {resolution_px} px; allowed: a square that model.hourglass divides"
 
 
 def _model_problems(cfg: Config) -> Iterator[str]:

@@ -92,6 +92,8 @@ class DataConfig:
     """Column or key of the class (parquet, .json in a tar, labels file); empty looks for a usual name."""
     latents: str = MISSING
     """Folder or s3:// URL of the latent shards; made by `diffussm prepare` when absent."""
+    more: list[str] = field(default_factory=list)
+    """Further sets of latents to train on side by side, as RESOLUTION=PLACE, for example 512=s3://bucket/latents-512."""
     resolution_px: int = 256
     """Side of the square images after the centre crop; a multiple of the autoencoder's downsampling."""
     classes: list[str] = field(default_factory=list)
@@ -114,8 +116,12 @@ class DataConfig:
     """Local folder for shards fetched from a bucket; empty: a folder of this attempt that is removed at the end."""
     loader_workers: int = 0
     """Background processes that read shards on each rank; 0 reads in the training process."""
-    download_retries: int = 4
-    """Times a failed shard download is tried again, after 1 s, 2 s, 4 s and so on; 4 last over 15 s of outage."""
+    cache_limit_bytes: int = 0
+    """Bytes that a node's cache may hold, at least those in use at once; 0: all latents, or what the disk holds."""
+    predownload_images: int = 0
+    """Images of each rank whose shards are fetched ahead; 0: eight batches, or its share of a shuffle block."""
+    store_deadline_s: float = 300.0
+    """Seconds that a step waits for a shard while the store is away; then the run stops and names shard and rank."""
     canonical_nodes: int = 1
     """Rows that samples are dealt out to, a divisor of train.global_batch; fixes their order; frozen once started."""
     shuffle_block_images: int = 4096

@@ -25,6 +25,7 @@ class DiffuSSM(nn.Module):
         check_fit(cfg, latent)
         width, depth = resolve(cfg)
         self.latent = latent
+        self.positions: Tensor | None
         self.hourglass = cfg.hourglass
         self.activation_checkpointing = activation_checkpointing
         self.stem = nn.Linear(cfg.hourglass * latent.channels, width)
@@ -47,7 +48,8 @@ class DiffuSSM(nn.Module):
         """Predict noise and covariance of a noisy latent.
 
         Args:
-            x: (B, C, H, W) noisy latents, of the shape the network was built for.
+            x: (B, C, H, W) noisy latents; C as the network was built for, H and W any whose product the hourglass
+                divides: the state-space model has kernels for each length.
             t: (B,) timesteps.
             y: (B,) labels; `null_label` for none.
 
@@ -55,27 +57,36 @@ class DiffuSSM(nn.Module):
             (B, 2C, H, W) fp32: noise in the first C channels, the covariance's interpolation in the last C.
 
         Raises:
-            ValueError: x has another shape than the network was built for.
+            ValueError: x has other channels, or a length that the hourglass does not divide.
         """
-        batch, shape = x.shape[0], (self.latent.channels, self.latent.height, self.latent.width)
-        if tuple(x.shape[1:]) != shape:
-            raise ValueError(f"x: found shape {tuple(x.shape)}; the network was built for (B, {shape})")
+        batch, channels, height, columns = x.shape
+        if channels != self.latent.channels or height * columns % self.hourglass:
+            raise ValueError(
+                f"x: found shape {tuple(x.shape)}; the network was built for {self.latent.channels} channels and "
+                f"a length that {self.hourglass} divides"
+            )
         c = nn.functional.silu(self.timestep(t) + self.label(y))  # (B, D)
         h = self.stem(self._group(x)).float()  # (B, J, D)
         if self.positions is not None:
-            h = h + self.positions
+            h = h + self._positions(self.positions, height, columns)
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, c, use_reentrant=False)
             else:
                 h = block(h, c)
         out = self.head(h, c).float()  # (B, J, M 2C)
-        return out.reshape(batch, self.latent.length, -1).transpose(1, 2).reshape(batch, -1, *shape[1:])
+        return out.reshape(batch, height * columns, -1).transpose(1, 2).reshape(batch, -1, height, columns)
+
+    def _positions(self, table: Tensor, height: int, columns: int) -> Tensor:
+        """(J, D) for latents of this size; `table` is for the size the network was built for."""
+        if (height, columns) == (self.latent.height, self.latent.width):
+            return table
+        return positions(table.shape[1], height, columns, self.hourglass).to(table.device)
 
     def _group(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, J, M C): the channels of M neighbours side by side."""
         sequence = x.flatten(2).transpose(1, 2)  # (B, L, C)
-        return sequence.reshape(x.shape[0], self.latent.length // self.hourglass, -1)
+        return sequence.reshape(x.shape[0], sequence.shape[1] // self.hourglass, -1)
 
 
 class Head(nn.Module):

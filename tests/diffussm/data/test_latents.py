@@ -2,12 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from streaming import StreamingDataset
 
 from diffussm.config.schema import Config
+from diffussm.config.sets import each_set
 from diffussm.data import encode, latents
 from diffussm.data.cursor import Batch, Cursor
-from diffussm.errors import DataError, MissingError
+from diffussm.errors import ConfigError, DataError
 from tests.diffussm.data import sets
 
 NUMBER, GLOBAL_BATCH = 83, 8
@@ -118,7 +114,9 @@ def test_batches_hold_what_was_stored(cfg: Config, tmp_path: Path) -> None:
         assert moment.shape == (GLOBAL_BATCH, 2, 4, 4)
         moment.add_(1)  # Writable, each on its own.
     assert batch.label.tolist() == [int(i >= 40) for i in batch.id.tolist()]
-    stored = {sample["id"]: sample for sample in (data._dataset[i] for i in range(NUMBER))}
+    # As streaming itself decodes them.
+    stored = {sample["id"]: sample for sample in StreamingDataset(local=cfg.data.latents, batch_size=1)}
+    assert len(stored) == NUMBER
     for row, sample_id in enumerate(batch.id.tolist()):
         for name, moment in zip(latents.MOMENTS, moments, strict=True):
             np.testing.assert_array_equal(moment[row].numpy() - 1, (stored[sample_id][name].astype("f4") + 1) - 1)
@@ -154,23 +152,6 @@ def check_ranks(cfg: Config, order: list[tuple[int, list[int]]], tmp_path: Path)
     data.close()
 
 
-def test_doubled_samples_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = latents.collate([{"id": i, "label": 0} | dict.fromkeys(latents.MOMENTS, np.zeros(1)) for i in range(3)])
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    for other, doubled in (([3, 4, 5], False), ([2, 3, 4], True)):
-
-        def gather(everyone: list[Any], mine: list[int], other: list[int] = other) -> None:
-            everyone[:] = [mine, other]
-
-        monkeypatch.setattr(dist, "all_gather_object", gather)
-        if doubled:
-            with pytest.raises(DataError, match="1 of 6 samples of a batch are doubled"):
-                latents._check_disjoint(batch)
-        else:
-            latents._check_disjoint(batch)
-
-
 class TestBroken:
     """Shards that cannot be read, with streaming's downloads from a local folder."""
 
@@ -180,30 +161,18 @@ class TestBroken:
 
         return Path(shutil.copytree(made.data.latents, tmp_path / "copy"))
 
-    def read(self, remote: Path, scratch: Path) -> int:
-        data = latents.LatentDataset(
-            remote=str(remote), local=str(scratch), batch_size=4, validate_hash="xxh64", download_retry=1
-        )
-        return sum(1 for _ in data)
-
-    def test_whole_shards_are_read(self, copy: Path, tmp_path: Path) -> None:
-        assert self.read(copy, tmp_path / "scratch") == NUMBER
-
-    @pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
-    def test_damage_is_an_error_not_an_end(self, copy: Path, tmp_path: Path, damage: str) -> None:
+    def test_shard_of_a_local_folder_is_verified(self, cfg: Config, copy: Path, tmp_path: Path) -> None:
+        cfg.data.latents = str(copy)
         shard = sorted(copy.glob("*.mds"))[1]
         content = shard.read_bytes()
-        if damage == "missing":
-            shard.unlink()
-        else:
-            shard.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(DataError, match=r"a shard of .*copy cannot be read"):
-            self.read(copy, tmp_path / "scratch")
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DataError, match=rf"shard {shard.name} is corrupt"):
+            read_ids(open_here(cfg, tmp_path / "scratch"), Cursor(), PER_EPOCH)
 
     def test_shard_missing_from_a_local_folder(self, cfg: Config, copy: Path, tmp_path: Path) -> None:
         cfg.data.latents = str(copy)
         sorted(copy.glob("*.mds"))[-1].unlink()
-        with pytest.raises(DataError, match=r"data\.latents"):
+        with pytest.raises(DataError, match=r"a shard, .*\.mds, is missing at"):
             read_ids(open_here(cfg, tmp_path / "scratch"), Cursor(), PER_EPOCH)
 
     def test_shards_of_another_passport(self, cfg: Config, copy: Path, tmp_path: Path) -> None:
@@ -238,100 +207,78 @@ def test_batch_must_be_the_ranks_together(cfg: Config, tmp_path: Path) -> None:
         open_here(cfg, tmp_path)
 
 
-class TestWorld:
-    @pytest.fixture(autouse=True)
-    def _clean(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-            monkeypatch.delenv(name, raising=False)
-
-    def set(self, monkeypatch: pytest.MonkeyPatch, values: str, rank: int, size: int) -> None:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        for name, value in zip(names, values.split(), strict=True):
-            if value != "-":
-                monkeypatch.setenv(name, value)
-        monkeypatch.setattr(dist, "is_initialized", lambda: size > 1)
-        monkeypatch.setattr(dist, "get_rank", lambda: rank)
-        monkeypatch.setattr(dist, "get_world_size", lambda: size)
-
-    def test_one_process_needs_no_variables(self) -> None:
-        assert latents.check_world() == (1, 0)
-
-    def test_size_and_first_rank_of_the_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.set(monkeypatch, "5 6 1 2", 5, 6)
-        assert latents.check_world() == (6, 4)
-
-    @pytest.mark.parametrize(
-        ("values", "rank", "size"),
-        [
-            ("- - - -", 1, 2),
-            ("1 2 1 -", 1, 2),
-            ("0 2 0 2", 1, 2),
-            ("1 2 1 2", 0, 1),
-            ("1 3 1 2", 1, 3),
-            ("1 4 0 2", 1, 4),
-        ],
-    )
-    def test_contradictions_are_refused(
-        self, monkeypatch: pytest.MonkeyPatch, values: str, rank: int, size: int
-    ) -> None:
-        self.set(monkeypatch, values, rank, size)
-        with pytest.raises(MissingError, match="environment"):
-            latents.check_world()
+def test_a_cluster_that_would_change_the_order_is_refused(cfg: Config, tmp_path: Path) -> None:
+    cfg.data.canonical_nodes = 3
+    with pytest.raises(ConfigError, match=r"data\.canonical_nodes: found 3; allowed: a divisor"):
+        open_here(cfg, tmp_path)
 
 
-def test_names_are_our_own_and_locks_lie_in_scratch(cfg: Config, tmp_path: Path) -> None:
-    import streaming.base.shared.prefix as prefixes
+class TestSeveralSets:
+    """Two sets of the same pictures at 8 and 16 px, side by side."""
 
-    before = (prefixes._each_prefix_int, prefixes.gettempdir)
-    # What a killed job left under streaming's first name.
-    stale = SharedMemory("000000_locals", create=True, size=64)
-    try:
-        data = open_here(cfg, tmp_path)
-        number = data._dataset._shm_prefix_int
-        assert number >= 1_000_000
-        assert read_ids(data, Cursor(), 1)
-        assert [p.name for p in tmp_path.iterdir() if p.is_file()]
-        assert all(p.name.startswith(str(number)) for p in tmp_path.iterdir())
-        assert open_here(cfg, tmp_path)._dataset._shm_prefix_int != number
-        assert (prefixes._each_prefix_int, prefixes.gettempdir) == before
-    finally:
-        stale.close()
-        stale.unlink()
+    @pytest.fixture(scope="class")
+    def two(self, made: Config) -> Config:
+        from copy import deepcopy
+
+        cfg = deepcopy(made)
+        larger = str(Path(made.data.latents).with_name("larger"))
+        cfg.data.more = [f"16={larger}"]
+        encode.prepare(each_set(cfg)[1])
+        return cfg
+
+    def read(self, cfg: Config, scratch: Path, cursor: Cursor, count: int) -> list[tuple[int, int, list[int]]]:
+        """(epoch, side, ids) of the next batches."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        batches = open_here(cfg, scratch).batches(cursor)
+        read = [(epoch, b.mean.shape[-1], b.id.tolist()) for epoch, b in itertools.islice(batches, count)]
+        batches.close()
+        return read
+
+    def test_batches_are_of_one_size_and_an_epoch_has_all(self, two: Config, tmp_path: Path) -> None:
+        whole = self.read(two, tmp_path, Cursor(), 4 * PER_EPOCH)
+        first, second = whole[: 2 * PER_EPOCH], whole[2 * PER_EPOCH :]
+        for epoch, batches in enumerate((first, second)):
+            assert [e for e, _, _ in batches] == [epoch] * 2 * PER_EPOCH
+            assert sorted(side for _, side, _ in batches) == [4] * PER_EPOCH + [8] * PER_EPOCH
+            ids = [i for _, _, ids in batches for i in ids]
+            assert len(set(ids)) == len(ids)
+        assert [side for _, side, _ in first] != [side for _, side, _ in second]
+
+    @pytest.mark.parametrize("done", [1, 7, 2 * PER_EPOCH - 1, 2 * PER_EPOCH, 2 * PER_EPOCH + 3])
+    def test_reading_goes_on_anywhere(self, two: Config, tmp_path: Path, done: int) -> None:
+        whole = self.read(two, tmp_path / "a", Cursor(), 3 * PER_EPOCH)
+        epoch, batches = divmod(done, 2 * PER_EPOCH)
+        assert self.read(two, tmp_path / "b", Cursor(epoch, batches * GLOBAL_BATCH), 4) == whole[done : done + 4]
+
+    def test_other_classes_are_refused(self, two: Config, tmp_path: Path) -> None:
+        from copy import deepcopy
+
+        other = deepcopy(two)
+        folder = sets.picture_folder(tmp_path / "pictures", {"a": 10, "b": 10, "c": 10})
+        other.data.more = [f"16={tmp_path / 'other'}"]
+        made = each_set(other)[1]
+        made.data.images = str(folder)
+        encode.prepare(made)
+        with pytest.raises(DataError, match=r"data\.more: the 16 px latents have 3 classes"):
+            open_here(other, tmp_path / "scratch")
 
 
-def test_start_after_a_kill(cfg: Config, order: list[tuple[int, list[int]]], tmp_path: Path) -> None:
-    """A process is killed while it reads; the next start uses the same folders and is not blocked."""
-    code = (
-        "import pickle, sys, time, pathlib\n"
-        "from tests.diffussm.data.test_latents import open_here\n"
-        "from diffussm.data.cursor import Cursor\n"
-        "cfg = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "data = open_here(cfg, pathlib.Path(sys.argv[2]))\n"
-        "batches = data.batches(Cursor())\n"
-        "next(batches)\n"
-        "print('reading', flush=True)\n"
-        "time.sleep(300)\n"
-    )
-    import pickle
-
-    (tmp_path / "cfg").write_bytes(pickle.dumps(cfg))
-    command = [sys.executable, "-c", code, str(tmp_path / "cfg"), str(tmp_path / "scratch")]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(
-        command,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "reading\n"
-        os.killpg(process.pid, signal.SIGKILL)  # With Python's own cleaner of shared memory.
-    stale = {lock.name.split("_")[0] for lock in (tmp_path / "scratch").iterdir()}
-    start = time.monotonic()
-    assert read_ids(open_here(cfg, tmp_path / "scratch"), Cursor(), 3) == order[:3]
-    assert time.monotonic() - start < 20
-    for prefix in stale:  # Nobody else will.
-        for segment in Path("/dev/shm").glob(f"{prefix}_*"):  # noqa: S108
-            segment.unlink()
+@pytest.mark.world_size(4)
+def test_four_ranks_read_the_same_mixture(made: Config, tmp_path: Path) -> None:
+    """Every rank reads the same set in the same step, and together what one rank would."""
+    cfg = made
+    cfg.data.more = [f"16={Path(made.data.latents).with_name('larger')}"]
+    scratch = tmp_path / str(dist.get_rank())
+    scratch.mkdir()
+    data = latents.open_latents(cfg, rank_batch=2, scratch=scratch)
+    start = Cursor(0, 5 * GLOBAL_BATCH)
+    batches = data.batches(start)
+    mine = [(b.mean.shape[-1], b.id.tolist()) for _, b in itertools.islice(batches, 2 * PER_EPOCH)]
+    batches.close()
+    everyone: list[Any] = [None] * 4
+    dist.all_gather_object(everyone, mine)
+    data.close()
+    turns = data.mixture.schedule(0)[5:] + data.mixture.schedule(1)[:5]
+    for step, turn in enumerate(turns):
+        assert {rank[step][0] for rank in everyone} == {(4, 8)[turn]}
+        assert len({i for rank in everyone for i in rank[step][1]}) == GLOBAL_BATCH

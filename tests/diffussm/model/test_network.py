@@ -158,4 +158,21 @@ def test_sizes_that_do_not_fit_are_refused(fields: dict[str, object], latent: La
 def test_another_latent_is_refused() -> None:
     x, t, y = batch()
     with pytest.raises(ValueError, match="the network was built for"):
-        network()(x[..., :5], t, y)
+        network()(x[:, :1], t, y)
+    with pytest.raises(ValueError, match="a length that"):
+        network()(x[..., :3, :3], t, y)
+
+
+@pytest.mark.parametrize("embedding", list(PosEmbed))
+def test_one_network_takes_several_lengths(embedding: PosEmbed) -> None:
+    """What it does to a size does not depend on the size that it was built for."""
+    torch.manual_seed(0)
+    x, t, y = batch()
+    built = network(pos_embed=embedding)
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    larger = torch.randn(len(x), x.shape[1], 2 * x.shape[2], 2 * x.shape[3])  # (B, C, 2H, 2W)
+    wanted = LatentShape(x.shape[1], *larger.shape[2:], classes=built.latent.classes)
+    other = network(wanted, pos_embed=embedding)
+    other.load_state_dict(built.state_dict())
+    torch.testing.assert_close(built(larger, t, y), other(larger, t, y))
