@@ -28,6 +28,16 @@ long slices_of(long batch, long channels) {
 // Complex buffers are 13 cache lines longer than a power of two: equal points of two buffers do not share a cache set.
 long buffer_registers(long points) { return 2 * points + 26; }
 
+template <class T>
+size_t y_bytes(const ConvArgs& a) {
+  return sizeof(T) * static_cast<size_t>(2 * a.batch * a.length * a.channels);
+}
+
+template <class T>
+size_t du_bytes(const ConvArgs& a) {
+  return a.shared ? y_bytes<T>(a) / 2 : y_bytes<T>(a);
+}
+
 // The part of the tensors that one work item sees.
 struct Item {
   const Plan& plan;
@@ -42,7 +52,7 @@ struct Item {
 };
 
 // x <- R k / N for W tiles
-template <int LEAF, int W>
+template <int W>
 void kernel_spectrum(const ConvArgs& a, const Item& it, const float* k, vf* rows, vf* x) {
   const float scale = 1.0f / static_cast<float>(it.plan.points);
   for (int w = 0; w < W; ++w, x += it.pitch) {
@@ -50,83 +60,91 @@ void kernel_spectrum(const ConvArgs& a, const Item& it, const float* k, vf* rows
     first_stage<1>(it.plan, x, 0, a.length, KernelRows{reinterpret_cast<float*>(rows), scale});
     vf* const forward[] = {x};
     vf* const inverse[] = {static_cast<vf*>(nullptr)};
-    middle<LEAF>(it.plan, forward, inverse, [=](long o) { transform_leaf<LEAF>(x + o); });
+    middle(it.plan, forward, inverse, [=](long o) { transform_leaf(x + o); });
   }
 }
 
-// dk, in tiles, <- Re R^-1 g / N for W tiles
-template <int LEAF, int W>
-void kernel_gradient(const ConvArgs& a, const Item& it, vf* g, float* dk) {
+// dk <- Re R^-1 g / N for W tiles: rows of (D, L), or with `tiled`, when slices are still to be added, tiles.
+template <int W>
+void kernel_gradient(const ConvArgs& a, const Item& it, vf* g, vf* rows, float* dk, bool tiled) {
   const float scale = 1.0f / static_cast<float>(it.plan.points);
   for (int w = 0; w < W; ++w, g += it.pitch) {
     vf* const forward[] = {static_cast<vf*>(nullptr)};
     vf* const inverse[] = {g};
-    middle<LEAF>(it.plan, forward, inverse, [=](long o) { inverse_leaf<LEAF>(g + o); });
-    last_stage<1>(it.plan, g, 0, a.length, KernelRows{dk + (it.first + w * LANES) * a.length, scale});
+    middle(it.plan, forward, inverse, [=](long o) { inverse_leaf(g + o); });
+    float* const out = dk + (it.first + w * LANES) * a.length;
+    last_stage<1>(it.plan, g, 0, a.length, KernelRows{tiled ? out : reinterpret_cast<float*>(rows), scale});
+    if (!tiled) lanes_to_rows(rows, a.length, it.lanes, out);
   }
 }
 
-template <int LEAF>
 void convolve(const Item& it, vf* x, vf* y, const vf* kf, const vf* kb) {
   vf* const alone[] = {x};
   vf* const both[] = {y, x};
   if (it.direction == 0) {
-    middle<LEAF>(it.plan, alone, alone, [=](long o) { conv_one_leaf<LEAF, false>(x + o, kf + o); });
+    middle(it.plan, alone, alone, [=](long o) { conv_one_leaf<false>(x + o, kf + o); });
   } else if (it.direction == 1) {
-    middle<LEAF>(it.plan, alone, alone, [=](long o) { conv_one_leaf<LEAF, true>(x + o, kb + o); });
+    middle(it.plan, alone, alone, [=](long o) { conv_one_leaf<true>(x + o, kb + o); });
   } else {
-    middle<LEAF>(it.plan, alone, both, [=](long o) { conv_leaf<LEAF>(x + o, y + o, kf + o, kb + o); });
+    middle(it.plan, alone, both, [=](long o) { conv_leaf(x + o, y + o, kf + o, kb + o); });
   }
 }
 
-template <class T, int LEAF, int W, bool WHOLE>
+// The last stage into rows of a tensor whose size is `bytes`.
+template <class T, int W, bool WHOLE>
+void write_rows(const ConvArgs& a, const Item& it, const vf* x, T* base, long stride, size_t bytes) {
+  if constexpr (WHOLE && sizeof(T) == sizeof(float)) {
+    if (worth_streaming(base, stride, bytes)) {
+      return last_stage<W>(it.plan, x, it.pitch, a.length, StreamedRows{base, stride});
+    }
+  }
+  last_stage<W>(it.plan, x, it.pitch, a.length, Rows<T, WHOLE>{base, stride, it.lanes});
+}
+
+template <class T, int W, bool WHOLE>
 void forward_item(const ConvArgs& a, const Item& it) {
   const Plan& plan = it.plan;
   const long pitch = it.pitch, side = it.direction == 1 ? a.channels : 0;
   vf *x = it.memory, *y = x + W * pitch, *kf = y + W * pitch, *kb = kf + W * pitch, *rows = kb + W * pitch;
-  if (it.has_forward()) kernel_spectrum<LEAF, W>(a, it, a.k_f, rows, kf);
-  if (it.has_backward()) kernel_spectrum<LEAF, W>(a, it, a.k_b, rows, kb);
+  if (it.has_forward()) kernel_spectrum<W>(a, it, a.k_f, rows, kf);
+  if (it.has_backward()) kernel_spectrum<W>(a, it, a.k_b, rows, kb);
   for (long b = it.begin; b < it.end; ++b) {
     const T* u = static_cast<const T*>(a.u) + b * a.u_batch + it.first + side;
     T* out = static_cast<T*>(a.y) + b * a.length * 2 * a.channels + it.first;
     first_stage<W>(plan, x, pitch, a.length, Rows<const T, WHOLE>{u, a.u_row, it.lanes});
     for (int w = 0; w < W; ++w) {
       const long p = w * pitch;
-      convolve<LEAF>(it, x + p, y + p, kf + p, kb + p);
+      convolve(it, x + p, y + p, kf + p, kb + p);
     }
     if (it.has_forward()) {
-      const vf* from = it.direction == BOTH ? y : x;
-      last_stage<W>(plan, from, pitch, a.length, Rows<T, WHOLE>{out, 2 * a.channels, it.lanes});
+      write_rows<T, W, WHOLE>(a, it, it.direction == BOTH ? y : x, out, 2 * a.channels, y_bytes<T>(a));
     }
-    if (it.has_backward()) {
-      last_stage<W>(plan, x, pitch, a.length, Rows<T, WHOLE>{out + a.channels, 2 * a.channels, it.lanes});
-    }
+    if (it.has_backward()) write_rows<T, W, WHOLE>(a, it, x, out + a.channels, 2 * a.channels, y_bytes<T>(a));
   }
 }
 
-template <int LEAF>
 void differentiate(const Item& it, vf* u, vf* f, vf* g, const vf* kf, const vf* kb, vf* gf, vf* gb) {
   vf *const u_f[] = {u, f}, *const u_g[] = {u, g}, *const all[] = {u, f, g}, *const to_f[] = {f}, *const to_g[] = {g};
   if (it.direction == 0) {
-    middle<LEAF>(it.plan, u_f, to_f, [=](long o) { grad_one_leaf<LEAF, false>(u + o, f + o, kf + o, gf + o); });
+    middle(it.plan, u_f, to_f, [=](long o) { grad_one_leaf<false>(u + o, f + o, kf + o, gf + o); });
   } else if (it.direction == 1) {
-    middle<LEAF>(it.plan, u_g, to_g, [=](long o) { grad_one_leaf<LEAF, true>(u + o, g + o, kb + o, gb + o); });
+    middle(it.plan, u_g, to_g, [=](long o) { grad_one_leaf<true>(u + o, g + o, kb + o, gb + o); });
   } else {
-    middle<LEAF>(it.plan, all, to_f, [=](long o) {
-      grad_leaf<LEAF>(u + o, f + o, g + o, kf + o, kb + o, gf + o, gb + o);
+    middle(it.plan, all, to_f, [=](long o) {
+      grad_leaf(u + o, f + o, g + o, kf + o, kb + o, gf + o, gb + o);
     });
   }
 }
 
-template <class T, int LEAF, int W, bool WHOLE>
-void backward_item(const ConvArgs& a, const Item& it, float* dk_f, float* dk_b) {
+template <class T, int W, bool WHOLE>
+void backward_item(const ConvArgs& a, const Item& it, float* dk_f, float* dk_b, bool tiled) {
   const Plan& plan = it.plan;
   const long pitch = it.pitch, side = it.direction == 1 ? a.channels : 0;
   const long u_width = it.direction == BOTH ? a.channels : 2 * a.channels;
   vf *xu = it.memory, *xf = xu + W * pitch, *xb = xf + W * pitch, *kf = xb + W * pitch, *kb = kf + W * pitch;
   vf *gf = kb + W * pitch, *gb = gf + W * pitch, *rows = gb + W * pitch;
-  if (it.has_forward()) kernel_spectrum<LEAF, W>(a, it, a.k_f, rows, kf);
-  if (it.has_backward()) kernel_spectrum<LEAF, W>(a, it, a.k_b, rows, kb);
+  if (it.has_forward()) kernel_spectrum<W>(a, it, a.k_f, rows, kf);
+  if (it.has_backward()) kernel_spectrum<W>(a, it, a.k_b, rows, kb);
   std::fill(gf, rows, zero());
   for (long b = it.begin; b < it.end; ++b) {
     const T* u = static_cast<const T*>(a.u) + b * a.u_batch + it.first + side;
@@ -141,12 +159,12 @@ void backward_item(const ConvArgs& a, const Item& it, float* dk_f, float* dk_b) 
     }
     for (int w = 0; w < W; ++w) {
       const long p = w * pitch;
-      differentiate<LEAF>(it, xu + p, xf + p, xb + p, kf + p, kb + p, gf + p, gb + p);
+      differentiate(it, xu + p, xf + p, xb + p, kf + p, kb + p, gf + p, gb + p);
     }
-    last_stage<W>(plan, it.has_forward() ? xf : xb, pitch, a.length, Rows<T, WHOLE>{du, u_width, it.lanes});
+    write_rows<T, W, WHOLE>(a, it, it.has_forward() ? xf : xb, du, u_width, du_bytes<T>(a));
   }
-  if (it.has_forward()) kernel_gradient<LEAF, W>(a, it, gf, dk_f);
-  if (it.has_backward()) kernel_gradient<LEAF, W>(a, it, gb, dk_b);
+  if (it.has_forward()) kernel_gradient<W>(a, it, gf, rows, dk_f, tiled);
+  if (it.has_backward()) kernel_gradient<W>(a, it, gb, rows, dk_b, tiled);
 }
 
 // Cuts the work into items and hands each to run(item, slice, whole group).
@@ -163,23 +181,25 @@ void for_each_item(const ConvArgs& a, int buffers, Run run) {
             scratch().take(buffers * WIDE * pitch + a.length)};
     if (it.first + GROUP <= a.channels) {
       run(it, slice, std::true_type{});
+      drain();
       continue;
     }
     for (; it.first < std::min(a.channels, (group + 1) * GROUP); it.first += LANES) {
       it.lanes = static_cast<int>(std::min<long>(LANES, a.channels - it.first));
       run(it, slice, std::false_type{});
     }
+    drain();
   }
 }
 
-template <class T, int LEAF>
+template <class T>
 void forward(const ConvArgs& a) {
-  advise_huge(a.y, sizeof(T) * static_cast<size_t>(2 * a.batch * a.length * a.channels));
+  advise_huge(a.y, y_bytes<T>(a));
   for_each_item(a, 4, [&a](const Item& it, long, auto whole) {
     if constexpr (whole) {
-      forward_item<T, LEAF, WIDE, true>(a, it);
+      forward_item<T, WIDE, true>(a, it);
     } else {
-      forward_item<T, LEAF, 1, false>(a, it);
+      forward_item<T, 1, false>(a, it);
     }
   });
 }
@@ -200,31 +220,29 @@ void sum_slices(const ConvArgs& a, const float* partial, long slices, long plane
   }
 }
 
-template <class T, int LEAF>
+template <class T>
 void backward(const ConvArgs& a) {
   const long slices = slices_of(a.batch, a.channels), plane = tiles_of(a.channels) * a.length * LANES;
-  advise_huge(a.du, sizeof(T) * static_cast<size_t>((a.shared ? 1 : 2) * a.batch * a.length * a.channels));
-  const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(2 * slices * plane)]);
+  advise_huge(a.du, du_bytes<T>(a));
+  advise_huge(a.dk_f, sizeof(float) * static_cast<size_t>(a.channels * a.length));
+  advise_huge(a.dk_b, sizeof(float) * static_cast<size_t>(a.channels * a.length));
+  const bool tiled = slices > 1;
+  const std::unique_ptr<float[]> partial(tiled ? new float[static_cast<size_t>(2 * slices * plane)] : nullptr);
   for_each_item(a, 7, [&](const Item& it, long slice, auto whole) {
-    float* dk_f = partial.get() + 2 * slice * plane;
-    float* dk_b = dk_f + plane;
+    float* dk_f = tiled ? partial.get() + 2 * slice * plane : a.dk_f;
+    float* dk_b = tiled ? dk_f + plane : a.dk_b;
     if constexpr (whole) {
-      backward_item<T, LEAF, WIDE, true>(a, it, dk_f, dk_b);
+      backward_item<T, WIDE, true>(a, it, dk_f, dk_b, tiled);
     } else {
-      backward_item<T, LEAF, 1, false>(a, it, dk_f, dk_b);
+      backward_item<T, 1, false>(a, it, dk_f, dk_b, tiled);
     }
   });
-  sum_slices(a, partial.get(), slices, plane);
+  if (tiled) sum_slices(a, partial.get(), slices, plane);
 }
 
 template <class T>
 void dispatch(const ConvArgs& a, bool gradients) {
-  const bool small_leaf = plan_for(a.length).leaf == 4;
-  if (gradients) {
-    small_leaf ? backward<T, 4>(a) : backward<T, 8>(a);
-  } else {
-    small_leaf ? forward<T, 4>(a) : forward<T, 8>(a);
-  }
+  gradients ? backward<T>(a) : forward<T>(a);
 }
 
 }  // namespace

@@ -6,102 +6,96 @@
 
 namespace diffussm {
 
-template <int LEAF>
-inline void read_points(const vf* x, cf* a) {
+ALWAYS_INLINE void read_points(const vf* x, cf* a) {
   for (int k = 0; k < LEAF; ++k) {
     a[k] = get(x, k);
-    if (LEAF == 4) pin(a[k]);
+    pin(a[k]);
   }
 }
 
-template <int LEAF>
-inline void write_points(vf* x, const cf* a) {
+ALWAYS_INLINE void write_points(vf* x, const cf* a) {
   for (int k = 0; k < LEAF; ++k) put(x, k, a[k]);
 }
 
-template <int LEAF>
-inline void transform_leaf(vf* x) {
+ALWAYS_INLINE void transform_leaf(vf* x) {
   cf a[LEAF];
-  read_points<LEAF>(x, a);
-  leaf_forward<LEAF>(a);
-  write_points<LEAF>(x, a);
+  read_points(x, a);
+  forward_points<LEAF>(a);
+  write_points(x, a);
 }
 
-template <int LEAF>
-inline void inverse_leaf(vf* x) {
+ALWAYS_INLINE void inverse_leaf(vf* x) {
   cf a[LEAF];
-  read_points<LEAF>(x, a);
-  leaf_inverse<LEAF>(a);
-  write_points<LEAF>(x, a);
+  read_points(x, a);
+  inverse_points<LEAF>(a);
+  write_points(x, a);
 }
 
 // a K of the forward direction; the backward direction is the adjoint, so its K enters conjugated.
 template <bool ADJOINT>
-inline cf times_kernel(cf a, cf k) {
+ALWAYS_INLINE cf times_kernel(cf a, cf k) {
   return ADJOINT ? times_conj(a, k) : a * k;
 }
 
 // Both directions of the same input: y <- R^-1(K_f R x), x <- R^-1(conj(K_b) R x).
-template <int LEAF>
-inline void conv_leaf(vf* x, vf* y, const vf* kf, const vf* kb) {
+ALWAYS_INLINE void conv_leaf(vf* x, vf* y, const vf* kf, const vf* kb) {
   cf a[LEAF], b[LEAF];
-  read_points<LEAF>(x, a);
-  leaf_forward<LEAF>(a);
+  read_points(x, a);
+  forward_points<LEAF>(a);
   for (int k = 0; k < LEAF; ++k) b[k] = a[k] * get(kf, k);
-  leaf_inverse<LEAF>(b);
-  write_points<LEAF>(y, b);
+  inverse_points<LEAF>(b);
+  write_points(y, b);
   for (int k = 0; k < LEAF; ++k) a[k] = times_conj(a[k], get(kb, k));
-  leaf_inverse<LEAF>(a);
-  write_points<LEAF>(x, a);
+  inverse_points<LEAF>(a);
+  write_points(x, a);
 }
 
 // One direction: x <- R^-1(K R x).
-template <int LEAF, bool ADJOINT>
-inline void conv_one_leaf(vf* x, const vf* kernel) {
+template <bool ADJOINT>
+ALWAYS_INLINE void conv_one_leaf(vf* x, const vf* kernel) {
   cf a[LEAF];
-  read_points<LEAF>(x, a);
-  leaf_forward<LEAF>(a);
+  read_points(x, a);
+  forward_points<LEAF>(a);
   for (int k = 0; k < LEAF; ++k) a[k] = times_kernel<ADJOINT>(a[k], get(kernel, k));
-  leaf_inverse<LEAF>(a);
-  write_points<LEAF>(x, a);
+  inverse_points<LEAF>(a);
+  write_points(x, a);
 }
 
 // Gradients, both directions of the same input: f <- R^-1(conj(K_f) R f + K_b R g), gf += conj(R u) R f,
 // gb += R u conj(R g). u and g are used up.
-template <int LEAF>
-inline void grad_leaf(vf* u, vf* f, vf* g, const vf* kf, const vf* kb, vf* gf, vf* gb) {
+ALWAYS_INLINE void grad_leaf(vf* u, vf* f, vf* g, const vf* kf, const vf* kb, vf* gf, vf* gb) {
   cf a[LEAF];
-  transform_leaf<LEAF>(u);
-  read_points<LEAF>(f, a);
-  leaf_forward<LEAF>(a);
+  transform_leaf(u);
+  read_points(f, a);
+  forward_points<LEAF>(a);
   for (int k = 0; k < LEAF; ++k) {
     put(gf, k, get(gf, k) + times_conj(a[k], get(u, k)));
     put(f, k, times_conj(a[k], get(kf, k)));
   }
-  read_points<LEAF>(g, a);
-  leaf_forward<LEAF>(a);
+  read_points(g, a);
+  forward_points<LEAF>(a);
   for (int k = 0; k < LEAF; ++k) {
     put(gb, k, get(gb, k) + times_conj(get(u, k), a[k]));
     a[k] = get(f, k) + a[k] * get(kb, k);
   }
-  leaf_inverse<LEAF>(a);
-  write_points<LEAF>(f, a);
+  inverse_points<LEAF>(a);
+  write_points(f, a);
 }
 
 // Gradients of one direction: f <- R^-1(K* R f), gk += the product that belongs to the direction. u is used up.
-template <int LEAF, bool ADJOINT>
-inline void grad_one_leaf(vf* u, vf* f, const vf* kernel, vf* gk) {
+template <bool ADJOINT>
+ALWAYS_INLINE void grad_one_leaf(vf* u, vf* f, const vf* kernel, vf* gk) {
   cf a[LEAF];
-  transform_leaf<LEAF>(u);
-  read_points<LEAF>(f, a);
-  leaf_forward<LEAF>(a);
+  transform_leaf(u);
+  read_points(f, a);
+  forward_points<LEAF>(a);
   for (int k = 0; k < LEAF; ++k) {
     const cf product = ADJOINT ? times_conj(get(u, k), a[k]) : times_conj(a[k], get(u, k));
     put(gk, k, get(gk, k) + product);
     a[k] = times_kernel<!ADJOINT>(a[k], get(kernel, k));
   }
-  leaf_inverse<LEAF>(a);
-  write_points<LEAF>(f, a);
+  inverse_points<LEAF>(a);
+  write_points(f, a);
 }
 
 }  // namespace diffussm

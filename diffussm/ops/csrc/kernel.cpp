@@ -252,6 +252,7 @@ void tile_gradients(const KernelArgs& p, long tile, Modes& modes) {
 extern "C" void diffussm_kernel(const diffussm::KernelArgs* args, int gradients) {
   using namespace diffussm;
   const long tiles = tiles_of(args->channels);
+  if (gradients == 0) advise_huge(args->k, sizeof(float) * static_cast<size_t>(args->channels * args->length));
 #pragma omp parallel num_threads(args->threads)
   {
     Modes modes(args->states);

@@ -118,7 +118,8 @@ inline void lanes_to_rows(const vf* in, long length, int lanes, float* k) {
 }
 
 // Rows of a (B, L, channels) tensor at one tile, or at a group of whole tiles: `stride` is the distance between rows in
-// elements. Rows lie in pages of their own, where no hardware prefetcher follows: hence ahead().
+// elements. Rows lie in pages of their own, where no hardware prefetcher follows: hence ahead(). They come to L2, as rows
+// at a stride of many lines share few sets of L1.
 template <class T, bool WHOLE>
 struct Rows {
   T* base;
@@ -130,9 +131,28 @@ struct Rows {
   void write(long l, int w, vf x) const {
     WHOLE ? store(base + l * stride + w * LANES, x) : store_part(base + l * stride, x, lanes);
   }
-  void ahead(long l) const { __builtin_prefetch(base + l * stride, 0); }
+  void ahead(long l) const { __builtin_prefetch(base + l * stride, 0, 2); }
   void ahead_write(long l) const { __builtin_prefetch(base + l * stride, 1); }
 };
+
+// The same for writing only, past the caches; base and rows start at whole registers.
+struct StreamedRows {
+  float* base;
+  long stride;
+  void write(long l, int w, vf x) const { stream(base + l * stride + w * LANES, x); }
+  void ahead_write(long) const {}
+};
+
+// Whether rows of T from `base`, `bytes` in all, are better written past the caches.
+template <class T>
+inline bool worth_streaming([[maybe_unused]] const T* base, [[maybe_unused]] long stride, [[maybe_unused]] size_t bytes) {
+  if constexpr (STREAMS && sizeof(T) == sizeof(float)) {
+    constexpr size_t cached = size_t{1} << 22;  // what the next reader may still find in a cache
+    return bytes > cached && reinterpret_cast<uintptr_t>(base) % sizeof(vf) == 0 && stride % LANES == 0;
+  } else {
+    return false;
+  }
+}
 
 // One kernel in lanes, (L, LANES), each row times `scale`.
 struct KernelRows {
