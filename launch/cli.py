@@ -189,7 +189,8 @@ def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
 
     op: the operator's backends against the textbook formula. block: against a DiT block. loop: our training loop
     against a bare one. data: the reader of latents against the training, a folder of .npy and WebDataset (--url,
-    --ranks, --samples). Options: --lengths, --batches, --widths, --modes (A,B,...), --rounds, --threads, --json.
+    --ranks, --samples). Options: --lengths, --batches, --widths, --modes, --backends (A,B,...), --rounds, --threads,
+    --json.
     """
     if what not in ("op", "block", "loop", "data"):
         raise UsageError(f"found bench {what!r}; allowed: op, block, loop, data", "write diffussm bench op")

@@ -31,6 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=_numbers, default=[1, 8, 32])
     parser.add_argument("--widths", type=_numbers, default=[384, 1152])
     parser.add_argument("--modes", type=lambda text: text.split(","), default=list(op.MODES))
+    parser.add_argument("--backends", type=lambda text: text.split(","), help="for op; without it all usable ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--url", default="", help="for data: folder or s3:// URL for the latents and the tars")
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _op(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    usable = [found.name for found in registry.survey(device, dtype) if found.usable and found.name != "reference"]
+    found = [verdict.name for verdict in registry.survey(device, dtype) if verdict.usable]
+    usable = asked.backends or [name for name in found if name != "reference"]
     rows = op.bench(
         asked.lengths, asked.batches, asked.widths,
         backends=usable, device=device, dtype=dtype, repeats=asked.rounds, modes=asked.modes,

@@ -34,6 +34,15 @@ def processor() -> str:
     return f"{fields.get('model name', platform.machine())} ({widest})"
 
 
+def free_bytes() -> int:
+    """Memory that a process may still take on this machine; without /proc all that is built in."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
+
+
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison: seconds of each round."""

@@ -6,7 +6,9 @@ the wall clock around a synchronised call. The caller sets the number of threads
 
 from __future__ import annotations
 
+import functools
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffussm.bench.machine import free_bytes
 from diffussm.ops import api, parity, registry, textbook
 from diffussm.ops.params import SSMParams
+
+log = logging.getLogger("diffussm.bench")
 
 TEXTBOOK = "textbook"
 MODES = ("forward", "forward+backward", "cached", "convolution")
@@ -24,7 +29,12 @@ MODES = ("forward", "forward+backward", "cached", "convolution")
 textbook's whole forward; y with the kernels given, against the textbook's convolution alone."""
 
 _TEXTBOOK_BYTES = 2 << 30
-"""The textbook formula runs over slices of the channels whose complex powers stay below this."""
+"""The textbook formula runs over slices of the channels whose complex powers and transforms stay below this."""
+_FFT_BYTES = 80
+"""Bytes an element that a gradient by torch's FFT keeps at once; a backend of that kind is left out if they are more
+than the machine has."""
+_ROUND_SECONDS = 0.02
+"""A call that is shorter is repeated for this long in each round."""
 _CHECKED_CHANNELS = 4
 """Channels whose output is compared with float64."""
 
@@ -75,7 +85,7 @@ def bench(
         device: where to run.
         dtype: of u.
         states: N/2.
-        repeats: interleaved rounds after one round of warm-up.
+        repeats: interleaved rounds after one call of warm-up (which counts as a round where it takes over a second).
         modes: out of `MODES`.
 
     Raises:
@@ -93,8 +103,7 @@ def bench(
         for width in channels:
             for batch in batches:
                 case = _Case(batch, length, width, states, device, dtype)
-                for mode in modes:
-                    rows += _bench_case(case, mode, backends, repeats, copy_rate)
+                rows += _bench_case(case, modes, _fitting(case, backends), repeats, copy_rate)
                 del case
                 gc.collect()
     return rows
@@ -119,7 +128,11 @@ class _Case:
         self.u = u.requires_grad_()  # (B, L, D)
         self.forward = SSMParams(*(p.requires_grad_() for p in forward))
         self.backward = SSMParams(*(p.requires_grad_() for p in backward))
-        self.dy = u.detach().flip(1).repeat(1, 1, 2)  # (B, L, 2D)
+
+    @functools.cached_property
+    def dy(self) -> Tensor:
+        """(B, L, 2D)"""
+        return self.u.detach().flip(1).repeat(1, 1, 2)
 
     def expected(self) -> Tensor:
         """(1, L, 2 checked) in float64, of the first sequence and the first channels."""
@@ -137,40 +150,70 @@ class _Case:
         return parity.relative_error(found.detach(), self.expected())
 
 
-def _bench_case(case: _Case, mode: str, backends: Sequence[str], repeats: int, copy_rate: float) -> list[Row]:
-    calls: dict[str, Callable[[], object]] = {TEXTBOOK: _textbook_call(case, mode)}
-    calls.update({name: _backend_call(case, mode, name) for name in backends})
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
-        for name, call in calls.items():
-            seconds = _timed(call, case.device)
-            if round_ > 0:
-                times[name].append(1e3 * seconds)
-    base = statistics.median(times[TEXTBOOK])
+def _fitting(case: _Case, backends: Sequence[str]) -> list[str]:
+    """The backends without those whose transforms this machine has no memory for."""
+    needed = _FFT_BYTES * case.u.numel()
+    if case.device.type != "cpu" or needed < free_bytes() or "torch" not in backends:
+        return list(backends)
+    log.warning(
+        "B %d, L %d, D %d: torch is left out, it needs about %.0f GiB",
+        case.batch, case.length, case.channels, needed / 2**30,
+    )  # fmt: skip
+    return [name for name in backends if name != "torch"]
+
+
+def _bench_case(
+    case: _Case, modes: Sequence[str], backends: Sequence[str], repeats: int, copy_rate: float
+) -> list[Row]:
+    """All sides of one size in turn; the textbook's forward is the yardstick of two modes and is timed once."""
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for mode in modes:
+        calls[_yardstick(mode)] = _textbook_call(case, mode)
+        calls.update({(mode, name): _backend_call(case, mode, name) for name in backends})
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    count = dict.fromkeys(calls, 1)
+    for key, call in calls.items():
+        seconds = _timed(call, case.device)
+        if seconds > 1:
+            times[key].append(1e3 * seconds)
+        else:
+            count[key] = max(1, round(_ROUND_SECONDS / max(_timed(call, case.device), 1e-6)))
+    for _ in range(repeats):
+        for key, call in calls.items():
+            if len(times[key]) < repeats:
+                times[key].append(1e3 * _timed(call, case.device, count[key]))
+    rows = []
+    for mode in modes:
+        base = statistics.median(times[_yardstick(mode)])
+        rows += [_row(case, mode, TEXTBOOK, times[_yardstick(mode)], base, copy_rate)]
+        rows += [_row(case, mode, name, times[mode, name], base, copy_rate) for name in backends]
+    return rows
+
+
+def _yardstick(mode: str) -> tuple[str, str]:
+    return ("forward" if mode == "cached" else mode, TEXTBOOK)
+
+
+def _row(case: _Case, mode: str, name: str, times: Sequence[float], base: float, copy_rate: float) -> Row:
+    ms = statistics.median(times)
     elements = case.batch * case.length * case.channels
     # u and y once each; with gradients u, dy and du once more.
     moved = elements * case.u.element_size() * (3 + (4 if mode == "forward+backward" else 0))
-    rows = []
-    for name in calls:
-        ms = statistics.median(times[name])
-        rows.append(
-            Row(
-                backend=name,
-                mode=mode,
-                batch=case.batch,
-                length=case.length,
-                channels=case.channels,
-                ms=ms,
-                ms_low=min(times[name]),
-                ms_high=max(times[name]),
-                ns_per_element=1e6 * ms / elements,
-                bandwidth_share=moved / (copy_rate * ms / 1e3),
-                saved_bytes=_saved_bytes(case, name) if mode == "forward+backward" else 0,
-                error=_error(case, name),
-                ratio=base / ms,
-            )
-        )
-    return rows
+    return Row(
+        backend=name,
+        mode=mode,
+        batch=case.batch,
+        length=case.length,
+        channels=case.channels,
+        ms=ms,
+        ms_low=min(times),
+        ms_high=max(times),
+        ns_per_element=1e6 * ms / elements,
+        bandwidth_share=moved / (copy_rate * ms / 1e3),
+        saved_bytes=_saved_bytes(case, name) if mode == "forward+backward" else 0,
+        error=_error(case, name),
+        ratio=base / ms,
+    )
 
 
 def _backend_call(case: _Case, mode: str, name: str) -> Callable[[], object]:
@@ -193,7 +236,9 @@ def _textbook_call(case: _Case, mode: str) -> Callable[[], object]:
     if mode == "convolution":
         with torch.no_grad():
             k_f, k_b = (_sliced_kernel(case, p) for p in (case.forward, case.backward))
-        return torch.no_grad()(lambda: textbook.bidirectional_conv(case.u, k_f, k_b))
+        return torch.no_grad()(
+            lambda: [textbook.bidirectional_conv(case.u[..., s], k_f[s], k_b[s]) for s in _slices(case)]
+        )
     if mode == "forward+backward":
         return lambda: [_train_slice(case, s) for s in _slices(case)]
     return torch.no_grad()(
@@ -223,7 +268,8 @@ def _part(params: SSMParams, s: slice) -> SSMParams:
 
 
 def _slices(case: _Case) -> Iterable[slice]:
-    at_once = max(1, _TEXTBOOK_BYTES // (8 * case.states * case.length))
+    # A channel's complex powers, or the transforms of its 2L points for all sequences at once.
+    at_once = max(1, _TEXTBOOK_BYTES // (8 * case.length * max(case.states, 6 * case.batch)))
     return [slice(i, min(i + at_once, case.channels)) for i in range(0, case.channels, at_once)]
 
 
@@ -261,14 +307,14 @@ def _saved_bytes(case: _Case, name: str) -> int:
     return sum(kept.values())
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cpu":
-        start = time.process_time()
+def _timed(call: Callable[[], object], device: torch.device, count: int = 1) -> float:
+    """Seconds of one call, the mean of `count`."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    start = clock()
+    for _ in range(count):
         call()
-        return time.process_time() - start
-    torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    call()
-    torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return (clock() - start) / count

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from diffussm.bench.machine import Side, describe, interleave, paired_ratios
+from diffussm.bench.machine import Side, describe, free_bytes, interleave, paired_ratios
 
 CPU = torch.device("cpu")
 
@@ -22,3 +22,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 def test_the_machine_is_named() -> None:
     assert f"torch {torch.__version__}" in describe(CPU)
+
+
+def test_free_memory_is_less_than_all() -> None:
+    assert 2**20 < free_bytes() < 2**50

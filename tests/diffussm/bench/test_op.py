@@ -51,12 +51,28 @@ def test_a_wrong_output_shows_as_an_error() -> None:
 
 def test_slices_of_the_textbook_cover_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     case = bench._Case(1, 16, 7, 2, CPU, torch.float32)
-    monkeypatch.setattr(bench, "_TEXTBOOK_BYTES", 2 * 8 * 2 * 16)
+    monkeypatch.setattr(bench, "_TEXTBOOK_BYTES", 2 * 8 * 6 * 16)  # two channels' transforms
     parts = list(bench._slices(case))
     assert [i for s in parts for i in range(s.start, s.stop)] == list(range(7))
     assert len(parts) == 4
     whole = SSMParams(*(p.detach() for p in case.forward))
     assert torch.allclose(bench._sliced_kernel(case, whole), textbook.kernel(whole, 16), atol=1e-6)
+
+
+def test_the_textbook_forward_is_the_yardstick_of_both_forward_and_cached() -> None:
+    rows = bench.bench([8], [1], [4], backends=["torch"], device=CPU, states=2, repeats=2)
+    textbook_ms = {row.mode: row.ms for row in rows if row.backend == bench.TEXTBOOK}
+    assert textbook_ms["forward"] == textbook_ms["cached"]
+    assert {row.mode for row in rows if row.backend == "torch"} == set(bench.MODES)
+
+
+def test_a_backend_without_memory_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "free_bytes", lambda: 1000)
+    rows = bench.bench([8], [1], [4], backends=["torch", "reference"], device=CPU, states=2, repeats=1)
+    assert {row.backend for row in rows} == {bench.TEXTBOOK, "reference"}
+    assert "torch is left out" in caplog.text
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -1,9 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffussm.ops import SSMParams, bidirectional_conv, bidirectional_ssm, library, registry, ssm_kernel
 from diffussm.ops.parity import example
@@ -145,6 +147,36 @@ def test_saved_tensors_stay_within_the_budget(backend: str) -> None:
         op(u.requires_grad_(), params, backend)
     own = sum(p.nbytes for p in params)
     assert sum(saved.values()) <= u.nbytes + own + 24 * length * channels
+
+
+def test_the_op_is_passed_by_only_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, _ = inputs()
+    kernels = [torch.randn(3, 7) for _ in range(2)]
+    seen: list[str] = []
+    real = library.bidirectional_conv
+    monkeypatch.setattr(library, "bidirectional_conv", lambda *args: (seen.append("op"), real(*args))[1])
+
+    def through_the_op(call: Callable[[], Tensor]) -> Tensor:
+        seen.clear()
+        y = call()
+        assert seen == ["op"]
+        return y
+
+    def conv() -> Tensor:
+        return bidirectional_conv(u, *kernels, backend="torch")
+
+    expected = through_the_op(conv)  # gradients
+    with torch.no_grad():
+        assert torch.equal(conv(), expected)
+        assert seen == ["op"]  # nobody watched
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(through_the_op(conv), expected)
+        with FlopCounterMode(display=False):
+            through_the_op(conv)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert through_the_op(conv).shape == expected.shape
+        empty = through_the_op(lambda: bidirectional_conv(u[:0], *kernels, backend="torch"))
+        assert empty.shape == (0, 7, 6)
 
 
 def test_meta_tensors_give_shapes_only() -> None:
