@@ -1,23 +1,33 @@
-"""Compile and launch `csrc/monarch.cu` with what comes with torch: NVRTC and the driver, no toolkit, no compiler."""
+"""Compile and launch `csrc/monarch*.cu*` with what comes with torch: NVRTC and the driver, no toolkit, no compiler."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 from importlib import resources
 from typing import Any
 
 from diffussm.errors import MissingError
 
 CHANNELS = 8
-"""Channels of one block; rows of 36 for 32 elements, both as in monarch.cu."""
+"""Channels of one block; rows of 36 for 32 elements, both as in csrc/monarch_tile.cuh."""
 
+_INCLUDE = re.compile(r'^#(?:include "(\w+\.cuh)"|pragma once)\n', re.MULTILINE)
 _SEQUENCE_BYTES = 32 * 36 * 2
 _EXCHANGE_BYTES = 4 * 16 * 32 * 8
 
 
-def source() -> str:
-    """Text of the CUDA source, package data."""
-    return resources.files("diffussm.ops").joinpath("csrc/monarch.cu").read_text()
+def source(name: str = "monarch.cu") -> str:
+    """Text of a CUDA source, package data, with each of our headers in the place of its first `#include`."""
+    folder, known = resources.files("diffussm.ops").joinpath("csrc"), set()
+
+    def text(name: str) -> str:
+        known.add(name)
+        return _INCLUDE.sub(
+            lambda m: "" if m[1] is None or m[1] in known else text(m[1]), folder.joinpath(name).read_text()
+        )
+
+    return text(name)
 
 
 def shared_bytes(subs: int) -> int:
