@@ -48,6 +48,7 @@ class Stages:
         cfg.data.labels = absolute(cfg.data.labels)
         cfg.sample.weights = absolute(cfg.sample.weights)
         cfg.data.more = [f"{side}={absolute(place)}" for side, place in map(split, cfg.data.more)]
+        cfg.checkpoint.local = absolute(cfg.checkpoint.local)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
 

@@ -32,6 +32,8 @@ class ExitCode(enum.IntEnum):
     """The run was asked to leave, saved its state, and goes on when started again."""
     INFRASTRUCTURE = 76
     """A worker or node was lost more often than the budget allows; starting again may help."""
+    SUPERSEDED = 77
+    """A newer start of the same run took over; this one must not be started again."""
 
 
 class DiffuSSMError(Exception):
@@ -100,6 +102,12 @@ class Regroup(Preempted):
     """The ranks saved their state and left so that the group can be made anew with another size."""
 
 
+class Superseded(DiffuSSMError):
+    """A newer start of the same run has taken over; this one may write nothing more."""
+
+    code = ExitCode.SUPERSEDED
+
+
 class InfrastructureError(DiffuSSMError):
     """Workers or nodes were lost more often than the budget allows."""
 
@@ -120,6 +128,7 @@ def exit_code_table() -> str:
         ExitCode.ENVIRONMENT: "software or hardware is missing on this machine",
         ExitCode.PREEMPTED: "saved and asked to leave: start the same command again",
         ExitCode.INFRASTRUCTURE: "workers or nodes lost beyond the budget: start the same command again",
+        ExitCode.SUPERSEDED: "a newer start of the same run took over: do not start this one again",
     }
     rows += [f"| {code.value} | `{code.name.lower()}` | {docs[code]} |" for code in ExitCode]
     return "\n".join(rows)

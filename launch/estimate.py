@@ -145,7 +145,7 @@ class Estimator:
             flops = 2 * (4 if layout.recompute else 3) * (counts.macs * layout.micro_batch + counts.kernel_macs)
             line = card.link_bytes_per_s if layout.nodes == 1 else card.network_bytes_per_s
             step_s = passes * flops / rate + sent / line
-            saves = -(-train.images // train.checkpoint_images)
+            saves = -(-train.images // cfg.checkpoint.every_images)
             train_s = steps * step_s + saves * save_s
             evaluate_s = self._evaluate_flops(counts) / rate if cfg.evaluate.enabled else 0.0
             hours = (workers * train_s + evaluate_s) / 3600

@@ -35,7 +35,7 @@ def _training(cfg: Config) -> list[tuple[str, str]]:
     train, cluster = cfg.train, cfg.cluster
     nodes, each = layout(cfg)
     where = f" on {nodes} nodes" if nodes > 1 else ""
-    saves = -(-train.images // train.checkpoint_images)
+    saves = -(-train.images // cfg.checkpoint.every_images)
     device = f"{cluster.gpus_per_worker:g} GPU each" if cluster.gpus_per_worker else "CPU"
     return [
         ("run", f"{cfg.storage.rstrip('/')}/{cfg.name}"),
@@ -43,7 +43,7 @@ def _training(cfg: Config) -> list[tuple[str, str]]:
         ("steps", f"{steps(cfg):,} of {train.global_batch} images"),
         ("workers", f"{nodes * each}{where} ({device}); legal are {some(world_sizes(cfg), 16)}"),
         ("batch", f"{micro_batch(cfg)} images a pass, {accumulation(cfg)} passes a step on each worker"),
-        ("checkpoints", f"{saves:,} saves, the newest {train.keep_checkpoints} kept"),
+        ("checkpoints", f"{saves:,} saves, the newest {cfg.checkpoint.keep} kept"),
     ]
 
 
@@ -171,7 +171,7 @@ def _costs(planned: Estimator, asked: Estimate) -> list[tuple[str, str]]:
         ("sends", f"{_gb(asked.network_bytes_per_step)} a step from each worker"),
         (
             "checkpoint",
-            f"{_gb(planned.checkpoint_bytes)}; {_gb(planned.checkpoint_bytes * cfg.train.keep_checkpoints)} kept",
+            f"{_gb(planned.checkpoint_bytes)}; {_gb(planned.checkpoint_bytes * cfg.checkpoint.keep)} kept",
         ),
         ("save", f"{asked.save_s:.1f} s at {_gb(int(cfg.plan.store_bytes_per_s))}/s from each node"),
     ]

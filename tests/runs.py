@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffussm.config.schema import (
+    CheckpointConfig,
     ClusterConfig,
     Config,
     EvaluateConfig,
@@ -23,7 +24,9 @@ from tests.diffussm.data import sets
 BATCH = 8
 
 
-def tiny_run(folder: Path, *, workers: int = 1, images: int = 20 * BATCH, **train: Any) -> Config:
+def tiny_run(
+    folder: Path, *, workers: int = 1, images: int = 20 * BATCH, checkpoint_images: int = 6 * BATCH, **train: Any
+) -> Config:  # fmt: skip
     """A checked-in-spirit config whose latents exist in `folder`; its run lies below `folder/runs`."""
     pictures, autoencoder = folder / "pictures", folder / "autoencoder"
     if not pictures.exists():
@@ -40,8 +43,9 @@ def tiny_run(folder: Path, *, workers: int = 1, images: int = 20 * BATCH, **trai
         "power_ema": [0.05, 0.1],
         "ema_snapshot_images": 10 * BATCH,
     }
-    settings |= {"log_images": BATCH, "checkpoint_images": 6 * BATCH}
+    settings |= {"log_images": BATCH}
     cfg.train = TrainConfig(images=images, global_batch=BATCH, **(settings | train))
+    cfg.checkpoint = CheckpointConfig(every_images=checkpoint_images)
     cfg.cluster = ClusterConfig(workers=workers)
     cfg.sample = SampleConfig(steps=4, per_class=2, guidance_channels=0)
     cfg.evaluate = EvaluateConfig(images=4)

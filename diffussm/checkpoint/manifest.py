@@ -9,8 +9,14 @@ from typing import Any
 
 from diffussm.errors import DataError
 
-FORMAT = "diffussm-checkpoint-1"
+FORMAT = "diffussm-checkpoint"
+VERSION = 2
+"""Raised when an older reader would read wrongly; what it may leave unread needs no new number."""
 MANIFEST = "manifest.json"
+
+
+class NewerFormat(DataError):
+    """The checkpoint was written by a newer version: it is whole, only this version cannot read it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class File:
 
 @dataclass(frozen=True)
 class Counters:
-    """Where the training stands. Images are the clock; the cursor is (epoch, images_in_epoch)."""
+    """Where the training stands. Images are the clock; (epoch, images_in_epoch) is the data cursor."""
 
     images: int
     step: int
@@ -70,23 +76,37 @@ class Manifest:
     shapes: dict[str, tuple[int, ...]]
     files: tuple[File, ...]
     versions: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    """`kind/parameter` -> digest of the whole tensor, the sum of its slices' (see digest.slice_sum)."""
+    created: float = 0.0
+    """Seconds since 1970."""
+    permanent: bool = False
+    """A milestone, which is never deleted."""
+    run_id: str = ""
+    """Tells this run from an earlier one of the same name."""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """`kind/parameter` -> `F32`; `BF16` or `F16` in snapshots of averages."""
 
     def to_json(self) -> bytes:
         """The manifest as indented JSON."""
-        return json.dumps({"format": FORMAT} | asdict(self), indent=1).encode()
+        return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1).encode()
 
     @staticmethod
     def from_json(data: bytes, where: str) -> Manifest:
         """Parse a manifest.
 
         Raises:
+            NewerFormat: a newer version wrote it.
             DataError: it is not JSON, of another format, or incomplete; `where` names it.
         """
         try:
             raw: dict[str, Any] = json.loads(data)
             if raw["format"] != FORMAT:
-                raise DataError(
-                    f"{where}: format {raw['format']!r}, this version reads {FORMAT!r}", "use a matching version"
+                raise DataError(f"{where}: format {raw['format']!r}, this version reads {FORMAT!r}")
+            if raw["version"] > VERSION:
+                raise NewerFormat(
+                    f"{where}: version {raw['version']} of the format, this DiffuSSM reads up to version {VERSION}",
+                    "install the DiffuSSM that wrote it, or a newer one; or move the checkpoint away to do without it",
                 )
             files = tuple(
                 File(f["name"], f["size"], f["xxh3"], tuple(Piece(**piece) for piece in f["pieces"]))
@@ -102,6 +122,11 @@ class Manifest:
                 shapes={name: tuple(shape) for name, shape in raw["shapes"].items()},
                 files=files,
                 versions=raw["versions"],
+                digests=raw["digests"],
+                created=raw["created"],
+                permanent=raw["permanent"],
+                run_id=raw["run_id"],
+                dtypes=raw["dtypes"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import xxhash
 from torch import Tensor
 
-from diffussm.checkpoint.digest import digest_file
-from diffussm.checkpoint.manifest import MANIFEST, Index, Manifest
-from diffussm.checkpoint.save import Part
+from diffussm.checkpoint.manifest import MANIFEST, File, Manifest, NewerFormat
+from diffussm.checkpoint.quarantine import quarantine
+from diffussm.checkpoint.snapshot import Part
 from diffussm.checkpoint.store import NotFound, Store
+from diffussm.checkpoint.wants import Wants, plan
 from diffussm.errors import DataError, DiffuSSMError, StorageError
 
 T = TypeVar("T")
@@ -30,103 +29,162 @@ def manifests(store: Store, prefix: str = "checkpoints") -> Iterator[tuple[str, 
         key = f"{folder}/{MANIFEST}"
         try:
             yield folder, Manifest.from_json(store.read(key), key)
+        except NotFound:  # deleted since it was listed
+            continue
         except DataError as error:
             yield folder, error
 
 
-def verify(store: Store, folder: str, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with the files of a checkpoint: an empty list if every byte is as written. Local.
+def verify_file(store: Store, folder: str, file: File, wants: Wants | None = None) -> list[str]:
+    """What is wrong with one file: an empty list if every byte is as written. Local.
 
-    Args:
-        store: where it lies.
-        folder: the checkpoint's key.
-        manifest: its manifest.
-        share: (rank, size): look at every size-th file only, beginning with the rank-th.
+    It is read once, in blocks. What `wants` asks of it is copied on the way.
     """
-    wrong = []
-    with tempfile.TemporaryDirectory(prefix="diffussm-verify-") as scratch:
-        for file in manifest.files[share[0] :: share[1]]:
-            key = f"{folder}/{file.name}"
-            try:
-                path = store.fetch(key, Path(scratch))
-            except NotFound:
-                wrong.append(f"{key} is missing")
-                continue
-            size = path.stat().st_size
-            if size != file.size:
-                wrong.append(f"{key} has {size:,} bytes of {file.size:,}")
-            elif (found := digest_file(path)) != file.xxh3:
-                wrong.append(f"{key} has digest {found}, written was {file.xxh3}")
-            if path.is_relative_to(scratch):
-                path.unlink()
-    return wrong
+    key = f"{folder}/{file.name}"
+    try:
+        size = store.size(key)
+        if size != file.size:
+            return [f"{key} has {size:,} bytes of {file.size:,}"]
+        if wants is not None:
+            wants.open(store, key, file)
+        state, position = xxhash.xxh3_128(), 0
+        for block in store.stream(key, file.size):
+            state.update(block)
+            if wants is not None:
+                wants.offer(file.name, position, block)
+            position += len(block)
+    except NotFound:
+        return [f"{key} is missing"]
+    found = state.hexdigest()
+    return [] if found == file.xxh3 else [f"{key} has digest {found}, written was {file.xxh3}"]
 
 
-def newest(store: Store, announce: Callable[[str], None]) -> tuple[str, Manifest] | None:
-    """The newest checkpoint whose files all verify, or None. Collective: every rank must call it.
+def verify(store: Store, folder: str, manifest: Manifest) -> list[str]:
+    """What is wrong with the files of a checkpoint: an empty list if every byte is as written. Local."""
+    return [line for file in manifest.files for line in verify_file(store, folder, file)]
 
-    Ranks share the reading. A checkpoint that does not verify is announced (on rank 0) and passed over.
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that was restored."""
+
+    store: Store
+    folder: str
+    manifest: Manifest
+
+
+def restore_newest(
+    stores: Sequence[Store],
+    parts: Sequence[Part],
+    announce: Callable[[str], None],
+    *,
+    attempt: int,
+    run_id: str = "",
+) -> Found | None:
+    """Fill `parts` from the newest checkpoint that verifies, in any of the stores. Collective: every rank must call it.
+
+    Ranks share the verification, each reading about what it needs itself; the rest comes by ranged reads. One that
+    does not verify is announced and quarantined by rank 0, and the one before it is taken. Of equally old ones the
+    first store's is taken.
+
+    Returns None if there is no checkpoint at all; `parts` are as they were then.
 
     Raises:
-        StorageError: on every rank, if any rank cannot reach the store.
+        NewerFormat: the newest was written by a newer version.
+        DataError: there are checkpoints and none of them verifies, or they are another model's.
+        StorageError: any rank cannot reach a store.
     """
-    rank, size = dist.get_rank(), dist.get_world_size()
-    listed = _together(lambda: list(manifests(store)) if rank == 0 else [])[0]
-    for folder, manifest in listed:
-        if isinstance(manifest, Manifest):
-            found = _together(partial(verify, store, folder, manifest, (rank, size)))
-            wrong = [line for lines in found for line in lines]
-        else:
+    leads = dist.get_rank() == 0
+    listed = everyone(lambda: _candidates(stores, run_id) if leads else [])[0]
+    refused = []
+    for which, folder, manifest in listed:
+        store = stores[which]
+        if isinstance(manifest, NewerFormat):
+            raise manifest
+        if isinstance(manifest, DataError):
             wrong = [manifest.message]
-        if not wrong and isinstance(manifest, Manifest):
-            return folder, manifest
-        if rank == 0:
-            announce(f"checkpoint {folder} does not verify and is passed over: {'; '.join(wrong)}")
+        else:
+            wrong = _load(store, folder, manifest, parts)
+            if not wrong:
+                return Found(store, folder, manifest)
+        if leads:
+            announce(f"{store.url}/{folder} does not verify and is set aside: {'; '.join(wrong)}")
+        everyone(lambda s=store, f=folder, w=wrong: quarantine(s, f, w, attempt) if leads else None)  # type: ignore[misc]
+        refused.append(folder)
+    if refused:
+        raise DataError(
+            f"{stores[-1].url}: none of {len(refused)} checkpoints verifies ({', '.join(refused)}); each was set aside "
+            "with a quarantine.json that says why",
+            "bring a good checkpoint back, or give the run another name to begin anew",
+        )
+    if everyone(lambda: leads and _has_quarantined(stores))[0]:
+        raise DataError(
+            f"{stores[-1].url}: all checkpoints of this run are quarantined",
+            "bring a good checkpoint back, remove the checkpoints to begin anew, or give the run another name",
+        )
     return None
 
 
-def _together(look: Callable[[], T]) -> list[T]:
-    """What every rank saw, by rank. Collective: every rank must call it; a StorageError on one is raised on all."""
-    outcome: T | StorageError
+def everyone(look: Callable[[], T]) -> list[T]:
+    """What every rank saw, by rank. Collective: every rank must call it; a typed error on one is raised on all."""
+    outcome: T | DiffuSSMError
     try:
         outcome = look()
-    except StorageError as error:
+    except DiffuSSMError as error:
         outcome = error
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, outcome)
-    for seen in everyone:
-        if isinstance(seen, StorageError):
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    for seen in outcomes:
+        if isinstance(seen, DiffuSSMError):
             raise seen
-    return everyone
+    return outcomes
+
+
+def _candidates(stores: Sequence[Store], run_id: str) -> list[tuple[int, str, Manifest | DataError]]:
+    """All checkpoints of this run over all stores, newest first; those of another run with this name are left out."""
+    found = [
+        (which, folder, manifest)
+        for which, store in enumerate(stores)
+        for folder, manifest in manifests(store)
+        if isinstance(manifest, DataError) or manifest.run_id == run_id
+    ]
+    return sorted(found, key=lambda entry: entry[1], reverse=True)  # names sort by age; the sort is stable
+
+
+def _has_quarantined(stores: Sequence[Store]) -> bool:
+    from diffussm.checkpoint.quarantine import NOTE
+
+    return any(key.endswith(f"/{NOTE}") for store in stores for key in store.keys("checkpoints/"))
+
+
+def _load(store: Store, folder: str, manifest: Manifest, parts: Sequence[Part]) -> list[str]:
+    """Verify the files, each rank its share, and fill `parts`; what is wrong on any rank. Collective."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    wants = plan(folder, manifest, parts)
+    number = len(manifest.files)
+    # Neighbouring files to one rank: these are the ones it needs itself, for any two world sizes.
+    share = [file for i, file in enumerate(manifest.files) if i * size // number == rank]
+
+    def look() -> list[str]:
+        wrong = [line for file in share for line in verify_file(store, folder, file, wants)]
+        return wrong or wants.fetch_rest(store, folder, manifest)
+
+    return [line for lines in everyone(look) for line in lines]
 
 
 def read_into(store: Store, folder: str, manifest: Manifest, parts: Sequence[Part]) -> None:
-    """Fill the tensors of `parts` from a checkpoint of any world size and ZeRO stage. Local.
+    """Fill the tensors of `parts` from a checkpoint of any world size and ZeRO stage, which has been verified. Local.
 
     Raises:
         DataError: a parameter or kind is missing, has another shape, or is not covered by the files.
     """
-    index = Index(manifest.files)
-    absent = {kind for part in parts for kind in part.tensors} - set(manifest.kinds)
-    if absent:
-        raise DataError(f"{folder}: holds {', '.join(manifest.kinds)}, not {', '.join(sorted(absent))}")
-    for part in parts:
-        saved = manifest.shapes.get(part.name)
-        if saved != tuple(part.shape):
-            raise DataError(
-                f"{folder}: parameter {part.name} has shape {saved} in the checkpoint, {part.shape} in the model",
-                "use the model settings of the run (its config.yaml), or another run name",
-            )
-    with _opened(store, folder) as open_file, torch.no_grad():
-        for part in parts:
-            for kind, target in part.tensors.items():
-                for copy in index.copies(part.name, part.start, target.numel()):
-                    source = open_file(copy.file).get_slice(f"{kind}/{part.name}")
-                    target[copy.target : copy.target + copy.numel].copy_(source[copy.source : copy.source + copy.numel])
+    wrong = plan(folder, manifest, parts).fetch_rest(store, folder, manifest)
+    if wrong:
+        raise DataError("; ".join(wrong), "use another checkpoint")
 
 
 def read_weights(store: Store, folder: str, manifest: Manifest, kind: str) -> dict[str, Tensor]:
-    """Whole parameters of one kind (`master` or `ema`) as a state dict of fp32 tensors. Local.
+    """Whole parameters of one kind (`master` or an EMA's) as a state dict of fp32 tensors. Local.
 
     Raises:
         DataError: the checkpoint has no such kind or does not cover a parameter.
@@ -167,17 +225,22 @@ def choose(
     raise DataError(f"{store.url}: no usable checkpoint {wanted}found{listed}", "train the run first")
 
 
-@contextmanager
-def _opened(store: Store, folder: str) -> Iterator[Callable[[str], Any]]:
-    """A function that opens a checkpoint's safetensors file by name, each once, fetched if it is remote."""
-    from safetensors import safe_open
+def reachable(store: Store, token: str) -> bool:
+    """Whether every rank sees in `store` what rank 0 writes there. Collective: every rank must call it.
 
-    with tempfile.TemporaryDirectory(prefix="diffussm-restore-") as scratch:
-        handles: dict[str, Any] = {}
+    Raises:
+        StorageError: on every rank, if rank 0 cannot write there.
+    """
+    leads = dist.get_rank() == 0
+    key = f".seen-{token}"
+    everyone(lambda: store.write(key, b"seen") if leads else None)
 
-        def open_file(name: str) -> Any:
-            if name not in handles:
-                handles[name] = safe_open(store.fetch(f"{folder}/{name}", Path(scratch)), framework="pt")
-            return handles[name]
+    def look() -> bool:
+        try:
+            return store.exists(key)
+        except StorageError:
+            return False
 
-        yield open_file
+    seen = everyone(look)
+    everyone(lambda: store.delete(key) if leads else None)
+    return all(seen)

@@ -17,8 +17,13 @@ from urllib.parse import urlparse
 
 from typing_extensions import override
 
+from diffussm.checkpoint.source import BLOCK_BYTES, Source
 from diffussm.errors import StorageError
 from diffussm.naming import is_remote, join
+
+PART_BYTES = 16 << 20
+"""Parts of an upload to a bucket."""
+_BODY_ATTEMPTS = 4
 
 
 class NotFound(StorageError):
@@ -52,6 +57,10 @@ class Store(ABC):
         """Put a local file, in parts when it is large."""
 
     @abstractmethod
+    def put(self, source: Source, key: str) -> None:
+        """Put bytes of memory, in parts when they are many; raises source.Cancelled once the source is cancelled."""
+
+    @abstractmethod
     def fetch(self, key: str, folder: Path) -> Path:
         """A local path of the object: the object itself if it is local, else a copy below `folder`."""
 
@@ -66,6 +75,11 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; it need not exist."""
+
+    def stream(self, key: str, size: int) -> Iterator[bytes]:
+        """The first `size` bytes of the object in blocks of at most BLOCK_BYTES, each read with its own retries."""
+        for start in range(0, size, BLOCK_BYTES):
+            yield self.read_range(key, start, min(size - start, BLOCK_BYTES))
 
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
@@ -133,6 +147,16 @@ class LocalStore(Store):
         with self._explain(key), self._beside(key) as temporary:
             with source.open("rb") as reader, temporary.open("wb") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 22)
+                writer.flush()
+                os.fsync(writer.fileno())
+            self._publish(temporary, key, create=False)
+
+    @override
+    def put(self, source: Source, key: str) -> None:
+        with self._explain(key), self._beside(key) as temporary:
+            with temporary.open("wb") as writer:
+                for block in source.blocks():
+                    writer.write(block)
                 writer.flush()
                 os.fsync(writer.fileno())
             self._publish(temporary, key, create=False)
@@ -229,15 +253,6 @@ class S3Store(Store):
             return body
 
     @override
-    def read_range(self, key: str, start: int, size: int) -> bytes:
-        if size == 0:
-            return b""
-        wanted = f"bytes={start}-{start + size - 1}"
-        with self._explain(key):
-            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key), Range=wanted)["Body"].read()
-            return body
-
-    @override
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if create else {}
         with self._explain(key):
@@ -247,6 +262,34 @@ class S3Store(Store):
     def upload(self, source: Path, key: str) -> None:
         with self._explain(key):
             self.client.upload_file(str(source), self.bucket, self._key(key))
+
+    @override
+    def put(self, source: Source, key: str) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        # Parts are copied out of the source one by one: at most four at a time are on their way.
+        parts = TransferConfig(multipart_chunksize=PART_BYTES, multipart_threshold=PART_BYTES, max_concurrency=4)
+        with self._explain(key):
+            self.client.upload_fileobj(source, self.bucket, self._key(key), Config=parts)
+
+    @override
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        from botocore.exceptions import HTTPClientError, IncompleteReadError, ResponseStreamingError
+
+        if size <= 0:
+            return b""
+        with self._explain(key):
+            for left in range(_BODY_ATTEMPTS - 1, -1, -1):  # the client retries its call, not the reading of the body
+                try:
+                    answer = self.client.get_object(
+                        Bucket=self.bucket, Key=self._key(key), Range=f"bytes={start}-{start + size - 1}"
+                    )
+                    body: bytes = answer["Body"].read()
+                    return body
+                except (HTTPClientError, IncompleteReadError, ResponseStreamingError):
+                    if not left:
+                        raise
+        raise AssertionError("unreachable")
 
     @override
     def fetch(self, key: str, folder: Path) -> Path:
@@ -286,6 +329,8 @@ class S3Store(Store):
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             if status == 404:
                 raise NotFound(f"{where}: no such object") from error
+            if status == 416:  # the object ends before the range begins
+                raise StorageError(f"{where}: is shorter than its manifest says") from error
             if status == 412:
                 raise AlreadyExists(f"{where}: exists already") from error
             remedy = "check the credentials and the bucket's rights" if status in (401, 403) else "is the store up?"

@@ -15,7 +15,7 @@ from diffussm.config import plan
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.config.sets import split
 from diffussm.errors import ConfigError
-from diffussm.naming import check_run_name, power_name
+from diffussm.naming import check_run_name, is_remote, power_name
 
 _URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|file:///.+")
 
@@ -81,9 +81,14 @@ _RANGES: dict[str, Rule] = {
     "train.ema_snapshot_images": _at_least(0),
     "train.keep_ema_snapshots": _at_least(0),
     "train.log_images": _at_least(1),
-    "train.checkpoint_images": _at_least(1),
-    "train.keep_checkpoints": _at_least(1),
     "train.max_nonfinite_steps": _at_least(1),
+    "checkpoint.every_images": _at_least(1),
+    "checkpoint.keep": _at_least(1),
+    "checkpoint.milestone_images": _at_least(0),
+    "checkpoint.deadline_s": _POSITIVE,
+    "checkpoint.max_failures": _at_least(1),
+    "checkpoint.local_every_images": _at_least(0),
+    "checkpoint.local_keep": _at_least(1),
     "cluster.workers": _at_least(1),
     "cluster.workers_per_node": _at_least(0),
     "cluster.gpus_per_worker": ((lambda value: 0 <= value <= 1), "0 (CPU) to 1; a worker drives one GPU"),
@@ -129,6 +134,7 @@ def check(cfg: Config) -> None:
             *_diffusion_problems(cfg),
             *_train_problems(cfg),
             *_ema_problems(cfg),
+            *_checkpoint_problems(cfg),
             *_batch_problems(cfg),
         ]
     if problems:
@@ -273,6 +279,16 @@ def _ema_problems(cfg: Config) -> Iterator[str]:
     allowed = ["none", "plain", *names]
     if cfg.sample.ema not in allowed:
         yield (f"sample.ema: found {cfg.sample.ema!r}; allowed with train.power_ema={widths!r}: {', '.join(allowed)}")
+
+
+def _checkpoint_problems(cfg: Config) -> Iterator[str]:
+    local, every = cfg.checkpoint.local, cfg.checkpoint.local_every_images
+    if local and is_remote(local):
+        yield f"checkpoint.local: found {local!r}; allowed: a folder (storage= may be a bucket)"
+    if local and not every:
+        yield "checkpoint.local_every_images: found 0; allowed with checkpoint.local: 1 or more"
+    if every and not local:
+        yield f"checkpoint.local_every_images: found {every}; allowed without checkpoint.local: 0"
 
 
 def _batch_problems(cfg: Config) -> Iterator[str]:

@@ -226,12 +226,30 @@ class TrainConfig:
     """Newest snapshots that are kept; 0 keeps all, and lengths can be made as of any time of the training."""
     log_images: int = 25_600
     """Images between two logged lines."""
-    checkpoint_images: int = 2_560_000
-    """Images between two checkpoints; one is always saved at the end."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
     max_nonfinite_steps: int = 20
     """Non-finite steps in a row after which the run stops; each is skipped, counted and shown."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Saved state. It is copied in the step and written on a thread."""
+
+    every_images: int = 2_560_000
+    """Images between two checkpoints in storage; one is always saved at the end."""
+    keep: int = 2
+    """Newest checkpoints that are kept; older ones go once a newer one was read back and verified."""
+    milestone_images: int = 0
+    """Images between two checkpoints that are kept for ever; 0 keeps none for ever."""
+    deadline_s: float = 600
+    """Seconds each rank has to bring its file of a checkpoint to storage; later the save counts as failed."""
+    max_failures: int = 3
+    """Failed saves in a row after which the run stops; each is told and tried again at the next interval."""
+    local: str = ""
+    """Folder on the node for more frequent checkpoints besides those in storage; all ranks must see it. Empty: none."""
+    local_every_images: int = 0
+    """Images between two checkpoints in the local folder."""
+    local_keep: int = 1
+    """Newest checkpoints that are kept in the local folder."""
 
 
 @dataclass
@@ -360,6 +378,8 @@ class Config:
     """Forward process and loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saved state."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers."""
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from diffussm.checkpoint.manifest import Counters
+from diffussm.checkpoint.save import GROUP
 from diffussm.config.schema import Config
 from diffussm.errors import Preempted, Regroup
 from diffussm.train.intervals import due
@@ -89,6 +90,7 @@ class Leaving:
 
     def __init__(self, cfg: Config, control: Control, size: int) -> None:
         self._train, self._control, self._hang_s = cfg.train, control, cfg.cluster.hang_s
+        self._every_images = cfg.checkpoint.every_images
         self._agreement = Agreement(size)
 
     def step(self, at: Counters, save: Callable[[Counters, float], None]) -> None:
@@ -96,7 +98,7 @@ class Leaving:
 
         Args:
             at: where the training stands.
-            save: `Saver.leave`; called with the deadline if this step has no regular checkpoint.
+            save: `Saver.leave`; called with the deadline. It waits for a regular checkpoint of this step.
 
         Raises:
             Preempted, Regroup: the state is saved and this rank must end.
@@ -106,16 +108,17 @@ class Leaving:
         wish = self._agreement.exchange(self._control.wish)
         if at.images >= self._train.images or wish.level is Level.NONE:
             return
-        saved = due(at.images, self._train.global_batch, self._train.checkpoint_images, self._train.images)
-        if wish.level is Level.REGROUP and not saved:
+        if wish.level is Level.REGROUP and not due(
+            at.images, self._train.global_batch, self._every_images, self._train.images
+        ):
             return
-        if not saved:
-            save(at, wish.deadline_s)
+        save(at, wish.deadline_s)
         kind = Preempted if wish.level is Level.LEAVE else Regroup
         raise kind(f"{wish.reason}: saved at {at.images:,} images", "start the same command again")
 
 
 def shorten_timeouts(seconds: float) -> None:
-    """Let collectives of every group fail after this time. Local; the first step, with its builds, had longer."""
+    """Let collectives of every group but the saves' fail after this time. Local; the first step had longer."""
     for group in dist.distributed_c10d._world.pg_map:
-        dist.set_timeout(timedelta(seconds=seconds), group)
+        if group.group_desc != GROUP:
+            dist.set_timeout(timedelta(seconds=seconds), group)

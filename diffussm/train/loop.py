@@ -98,4 +98,5 @@ def train(
         enter(Phase.END)
         coming.close()
         batches.close()
+        saver.close()
         logger.close()

@@ -1,80 +1,230 @@
-"""Checkpoints of the engine and the EMA, saved at intervals counted in images and restored at a start."""
+"""Checkpoints of the engine and the averages, saved at intervals counted in images and restored at a start.
+
+A save costs the step only the copy of this rank's slices into host memory. Digest, upload, confirmation and manifest
+follow on a thread with a process group of its own, so that nothing the training waits for waits on storage.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from datetime import timedelta
 
-from diffussm.checkpoint import restore, retain
+import torch
+import torch.distributed as dist
+import xxhash
+
+from diffussm.checkpoint import restore
+from diffussm.checkpoint.fence import Fence, record
+from diffussm.checkpoint.inflight import InFlight
 from diffussm.checkpoint.manifest import Counters
-from diffussm.checkpoint.save import Part, save
-from diffussm.checkpoint.store import Store
+from diffussm.checkpoint.save import GROUP, Order, draft
+from diffussm.checkpoint.snapshot import Part, Snapshot
+from diffussm.checkpoint.store import NotFound, Store, open_store
+from diffussm.checkpoint.tier import Tier, tiers
 from diffussm.config import digest
 from diffussm.config.schema import Config
-from diffussm.errors import StorageError
+from diffussm.errors import DataError, StorageError, Superseded
+from diffussm.naming import join
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine, Slice
-from diffussm.train.intervals import due
 from diffussm.train.logger import Logger
 
+_FENCE_S = 5.0
+"""Seconds between two looks for a newer attempt; before each manifest there is another."""
 
-@dataclass
+
 class Saver:
-    """Checkpoints of the engine and the EMA."""
+    """Checkpoints of the engine and the averages. Building it is a collective call: every rank must.
 
-    cfg: Config
-    engine: Engine
-    averages: Averages
-    store: Store
-    attempt: int
-    logger: Logger
+    Attributes:
+        save_seconds: from the snapshot to the manifest of the last good save, as rank 0 measured it; None before.
+        stall_seconds: what the last save cost the step on this rank.
+        saved: where the training stood at the last good save to storage.
+    """
+
+    def __init__(
+        self, cfg: Config, engine: Engine, averages: Averages, store: Store, attempt: int, logger: Logger
+    ) -> None:  # fmt: skip
+        """Make the savers' group. Collective: every rank must."""
+        self.cfg, self.engine, self.averages, self.logger = cfg, engine, averages, logger
+        self.store, self.attempt = store, attempt
+        self.fence = Fence(store, attempt)
+        self.leads = engine.world.leads
+        if self.leads:
+            self.fence.watch(_FENCE_S)
+        # A rank that waits for another one's upload must not give up before that one's deadline.
+        patience = timedelta(seconds=2 * cfg.checkpoint.deadline_s + 60)
+        self._group = dist.new_group(backend="gloo", timeout=patience, group_desc=GROUP)
+        self._snapshot = Snapshot()
+        self._snapshot.prepare(self.parts(engine.slices()))
+        self._flight: InFlight | None = None
+        self._failures, self._last_error = 0, ""
+        self.save_seconds: float | None = None
+        self.stall_seconds = 0.0
+        self.at = self.saved = Counters(0, 0, 0, 0, 0, 0)
+        self._run_id = ""
 
     def parts(self, slices: list[Slice]) -> list[Part]:
         """What a checkpoint holds of this rank's own slices."""
         return [Part(s.name, s.shape, s.start, s.tensors | self.averages.tensors(s.name)) for s in slices]
 
     def restore(self) -> Counters:
-        """Put the newest checkpoint that verifies into engine and EMA. Collective: every rank must call it.
+        """Put the newest checkpoint that verifies into engine and averages. Collective: every rank must call it.
 
         Returns where the training stands: all zero if there is no checkpoint.
-        """
-        found = restore.newest(self.store, lambda text: self.logger.event("checkpoint refused", reason=text))
-        if found is None:
-            return Counters(0, 0, 0, 0, 0, 0)
-        folder, manifest = found
-        held = [Part(s.name, s.shape, s.start, s.tensors) for s in self.engine.slices(held=True)]
-        averaged = [Part(s.name, s.shape, s.start, self.averages.tensors(s.name)) for s in self.engine.slices()]
-        restore.read_into(self.store, folder, manifest, held + averaged)
-        self.engine.restored(manifest.counters.adam_steps)
-        return manifest.counters
-
-    def step(self, at: Counters) -> None:
-        """Save if a checkpoint is due. Collective: every rank must call it."""
-        train = self.cfg.train
-        if due(at.images, train.global_batch, train.checkpoint_images, train.images):
-            self.save(at)
-
-    def leave(self, at: Counters, deadline_s: float) -> None:
-        """Save for a departure at a time since 1970. Collective: every rank must call it."""
-        self.save(at)
-
-    def save(self, at: Counters) -> None:
-        """Save now and delete what is superfluous. Collective: every rank must call it.
 
         Raises:
-            StorageError: on every rank, if the checkpoint could not be written.
+            DataError: there are checkpoints and none can be used, or what was restored is not what was saved.
+            StorageError: storage cannot be reached.
         """
-        folder = f"checkpoints/{at.images:012d}"
-        manifest = save(
-            self.store, folder, self.parts(self.engine.slices()), self.engine.shapes, at,
-            attempt=self.attempt, zero_stage=self.cfg.train.zero_stage, config_digest=digest(self.cfg),
+        self._tiers = tiers(self.cfg.checkpoint, self.store, self._local_store())
+        self._run_id = restore.everyone(self._read_run_id)[0]
+        held = [Part(s.name, s.shape, s.start, s.tensors) for s in self.engine.slices(held=True)]
+        averaged = [Part(s.name, s.shape, s.start, self.averages.tensors(s.name)) for s in self.engine.slices()]
+        found = restore.restore_newest(
+            [tier.store for tier in reversed(self._tiers)],  # of equally old ones the nearest
+            held + averaged,
+            lambda text: self.logger.event("checkpoint refused", reason=text),
+            attempt=self.attempt, run_id=self._run_id,
         )  # fmt: skip
-        if manifest is None:
+        if found is not None:
+            self.at = self.saved = found.manifest.counters
+            self.engine.restored(self.at.adam_steps)
+        return self.at
+
+    def step(self, at: Counters) -> None:
+        """Begin a save if one is due; at the end of the training wait for it. Collective: every rank must call it.
+
+        Raises:
+            StorageError: too many saves in a row have failed, or the last one of the training.
+            Superseded: a newer attempt has begun.
+        """
+        before, self.at = self.at, at
+        self.fence.raise_if_lost()
+        if self._flight is not None and self._flight.done:
+            self._collect()
+        if at.images >= self.cfg.train.images:
+            for left in range(self.cfg.checkpoint.max_failures - 1, -1, -1):
+                try:
+                    return self.save_now(self.cfg.checkpoint.deadline_s, read_back=True)
+                except (StorageError, DataError):
+                    if not left:
+                        raise
+        tier = next((tier for tier in self._tiers if tier.due(at.images, before.images)), None)
+        if tier is None:
             return
-        size = sum(file.size for file in manifest.files)
-        self.logger.event("saved", images=at.images, checkpoint=folder, bytes=size)
-        folders = [name for name, _ in restore.manifests(self.store)]
-        for old in retain.superfluous(folders, self.cfg.train.keep_checkpoints, saved=folder):
-            try:
-                retain.delete(self.store, old)
-            except StorageError as error:  # tried again after the next save; an old checkpoint too many harms nobody
-                self.logger.event("delete failed", checkpoint=old, reason=error.message)
+        busy, failures = self._agree(int(self._flight is not None), self._failures)
+        if busy:
+            self.logger.event("save skipped", images=at.images, reason="the one before it is still under way")
+        elif failures >= self.cfg.checkpoint.max_failures:
+            raise StorageError(
+                f"checkpoints: {failures} saves in a row have failed (checkpoint.max_failures="
+                f"{self.cfg.checkpoint.max_failures}), the last: {self._last_error}",
+                "mend the store; the same command goes on from the last good checkpoint",
+            )
+        else:
+            self._begin(tier, self.cfg.checkpoint.deadline_s, read_back=True)
+
+    def save_now(self, deadline_s: float, *, read_back: bool = False) -> None:
+        """Save to storage where the training stands and wait until it is there. Collective: every rank must call it.
+
+        A save under way is waited for first, for at most half of the time; then it is given up. Nothing is done if
+        the present state is saved already.
+
+        Args:
+            deadline_s: seconds for all of it, for example the notice before a preemption.
+            read_back: verify the files in storage and delete what is superfluous, which takes time.
+
+        Raises:
+            StorageError: on every rank, if it could not be saved in time.
+            Superseded: a newer attempt has begun.
+        """
+        end = time.monotonic() + deadline_s
+        if self._flight is not None:
+            self._flight.wait(deadline_s / 2)
+            self._flight.cancel()
+            self._flight.wait(None)  # it ends by itself now
+            self._collect()
+        (missing,) = self._agree(int(self.saved != self.at))
+        if missing:
+            self._begin(self._tiers[0], end - time.monotonic(), read_back=read_back)
+            assert self._flight is not None  # noqa: S101 - just begun
+            self._flight.wait(None)
+            error = self._collect()
+            if error is not None:
+                raise error
+
+    def leave(self, at: Counters, deadline_s: float) -> None:
+        """Save for a departure at a time since 1970, which may be infinite. Collective: every rank must call it.
+
+        Raises as `save_now`.
+        """
+        self.at = at
+        left = max(1.0, deadline_s - time.time())
+        self.save_now(min(left, self.cfg.checkpoint.deadline_s), read_back=math.isinf(deadline_s))
+
+    def close(self) -> None:
+        """Wait for a save under way and end the threads. Local."""
+        if self._flight is not None:
+            self._flight.wait(2 * self.cfg.checkpoint.deadline_s + 60)
+        self.fence.close()
+
+    def _begin(self, tier: Tier, deadline_s: float, *, read_back: bool) -> None:
+        """Snapshot, and hand the rest to a thread."""
+        began, at = time.monotonic(), self.at
+        parts = self.parts(self.engine.slices())
+        self._snapshot.take(parts)
+        plan = draft(
+            at, self.engine.shapes, list(parts[0].tensors) if parts else [], attempt=self.attempt,
+            zero_stage=self.cfg.train.zero_stage, config_digest=digest(self.cfg), run_id=self._run_id,
+            permanent=tier.milestone(at.images, self.saved.images),
+        )  # fmt: skip
+        order = Order(
+            tier.store, f"checkpoints/{at.images:012d}", plan, self._snapshot.source(), deadline_s, self.fence,
+            self._group, read_back,
+        )  # fmt: skip
+        self.stall_seconds = time.monotonic() - began
+        self._flight = InFlight(order, self._snapshot, tier, self.stall_seconds, self.logger.event)
+
+    def _collect(self) -> Exception | None:
+        """Take note of a save that has ended; its error, if it failed. Raises Superseded."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return None
+        if flight.error is None:
+            self._failures, self.save_seconds = 0, flight.seconds
+            if flight.tier is self._tiers[0]:
+                self.saved = flight.order.draft.counters
+            return None
+        if isinstance(flight.error, Superseded):
+            raise flight.error
+        self._failures, self._last_error = self._failures + 1, str(flight.error)
+        return flight.error
+
+    def _agree(self, *values: int) -> list[int]:
+        """The largest of each value over all ranks. Collective: every rank must call it."""
+        found = torch.tensor(values, dtype=torch.int64, device=self.engine.world.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [int(value) for value in found.tolist()]
+
+    def _local_store(self) -> Store | None:
+        """The local tier's store, if there is one and every rank reaches it. Collective: every rank must call it."""
+        folder = self.cfg.checkpoint.local
+        if not folder:
+            return None
+        store = open_store(join(folder, self.cfg.name))
+        if restore.reachable(store, f"{self.attempt}"):
+            return store
+        self.logger.event(
+            "local checkpoints refused",
+            reason=f"checkpoint.local={folder}: not every rank sees this folder; checkpoints go to storage alone",
+        )
+        return None
+
+    def _read_run_id(self) -> str:
+        """What tells this run from an earlier one of its name: the record of its first attempt."""
+        try:
+            return xxhash.xxh3_64_hexdigest(self.store.read(record(1))) if self.leads else ""
+        except NotFound:
+            return ""

@@ -24,7 +24,7 @@ def planned(*overrides: str) -> Estimator:
 
 def test_the_time_is_that_of_the_multiply_adds() -> None:
     """One card, no network: by hand from the counts."""
-    plan = planned("plan.efficiency=0.5", "cluster.workers=1", "train.images=2560", "train.checkpoint_images=2560")
+    plan = planned("plan.efficiency=0.5", "cluster.workers=1", "train.images=2560", "checkpoint.every_images=2560")
     counts = plan.counts()
     found = plan.estimate(Layout(1, 1, 1, 32, False))
     step_s = 8 * 6 * (32 * counts.macs + counts.kernel_macs) / (0.5 * 989e12)

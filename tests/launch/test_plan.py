@@ -25,7 +25,7 @@ def cfg(tmp_path: Path) -> Config:
     made = Config(name="a", storage="s3://bucket/runs/")
     made.data.latents, made.data.resolution_px, made.data.classes = str(tmp_path / "latents"), 32, ["x", "y", "z"]
     made.train.images, made.train.global_batch, made.train.micro_batch = 1001, 100, 25
-    made.train.checkpoint_images = 400
+    made.checkpoint.every_images = 400
     made.cluster.workers, made.model.preset = 2, "tiny"
     return made
 

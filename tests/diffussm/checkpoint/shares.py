@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 
 from diffussm.checkpoint.manifest import Counters
-from diffussm.checkpoint.save import Part, save
+from diffussm.checkpoint.save import save
+from diffussm.checkpoint.snapshot import Part
 from diffussm.checkpoint.store import Store
 
 SHAPES = {"w": (3, 5), "b": (7,), "s": ()}
@@ -29,9 +30,9 @@ def share(rank: int, size: int, step: int) -> list[Part]:
     return parts
 
 
-def save_step(store: Store, step: int) -> None:
+def save_step(store: Store, step: int, attempt: int = 1, deadline_s: float = 60.0) -> None:
     at = Counters(step * 10, step, 0, step * 10, step, 0)
     save(
         store, f"checkpoints/{step:012d}", share(dist.get_rank(), dist.get_world_size(), step), SHAPES, at,
-        attempt=1, zero_stage=1, config_digest="d",
+        attempt=attempt, zero_stage=1, config_digest="d", deadline_s=deadline_s,
     )  # fmt: skip

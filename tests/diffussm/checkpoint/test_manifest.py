@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffussm.checkpoint.manifest import Counters, File, Index, Manifest, Piece
+from diffussm.checkpoint.manifest import VERSION, Counters, File, Index, Manifest, NewerFormat, Piece
 from diffussm.errors import DataError
 
 ZERO = Counters(0, 0, 0, 0, 0, 0)
@@ -28,16 +28,23 @@ def test_json_round_trip() -> None:
     "damage",
     [
         lambda raw: raw.pop("files"),
-        lambda raw: raw.update(format="diffussm-checkpoint-99"),
+        lambda raw: raw.update(format="something-else"),
         lambda raw: raw["counters"].pop("images"),
         lambda raw: raw["files"][0].pop("xxh3"),
     ],
 )
-def test_a_damaged_or_future_manifest_is_refused_by_name(damage) -> None:
+def test_a_damaged_manifest_is_refused_by_name(damage) -> None:
     raw = json.loads(manifest().to_json())
     damage(raw)
     with pytest.raises(DataError, match="there"):
         Manifest.from_json(json.dumps(raw).encode(), "there")
+
+
+def test_a_manifest_of_the_future_is_told_from_a_damaged_one() -> None:
+    raw = json.loads(manifest().to_json()) | {"version": VERSION + 1, "files": "something new"}
+    with pytest.raises(NewerFormat, match=f"version {VERSION + 1} of the format") as refusal:
+        Manifest.from_json(json.dumps(raw).encode(), "there")
+    assert "install" in refusal.value.remedy
 
 
 def test_text_that_is_not_json_is_refused() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffussm.checkpoint.retain import delete, superfluous
+from diffussm.checkpoint.retain import delete, litter, superfluous
 from diffussm.checkpoint.store import LocalStore
 
 
@@ -18,6 +18,27 @@ def test_a_newer_one_that_was_refused_costs_no_good_one_its_place() -> None:
     names = ["c/000000000001", "c/000000000002", "c/000000000009"]
     assert superfluous(names, 1, saved="c/000000000002") == ["c/000000000001"]
     assert superfluous(names, 2, saved="c/000000000002") == []
+
+
+def test_milestones_stay_for_ever() -> None:
+    folders = {"c/1": False, "c/2": True, "c/3": False, "c/4": True, "c/5": False}
+    assert superfluous(folders, 1, "c/5") == ["c/1", "c/3"]
+    assert superfluous(folders, 2, "c/5") == ["c/1", "c/3"]
+    assert superfluous(folders, 3, "c/5") == ["c/1"]
+
+
+def test_litter_is_what_killed_saves_left() -> None:
+    keys = [
+        "c/1/attempt0001-rank00000.safetensors",  # its manifest never came
+        "c/2/manifest.json", "c/2/attempt0001-rank00000.safetensors",
+        "c/3/quarantine.json", "c/3/attempt0001-rank00000.safetensors",
+        "c/4/manifest.json", "c/4/attempt0001-rank00000.safetensors", "c/4/attempt0002-rank00000.safetensors",
+        "c/4/quarantine.json",
+        "c/5/attempt0002-rank00000.safetensors",  # under way
+    ]  # fmt: skip
+    assert litter(keys, "c/4", 2) == [
+        "c/1/attempt0001-rank00000.safetensors", "c/4/attempt0001-rank00000.safetensors", "c/4/quarantine.json",
+    ]  # fmt: skip
 
 
 def test_the_manifest_goes_first_and_neighbours_stay(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""One save under way on a thread, and what follows a good one: superfluous checkpoints go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from diffussm.checkpoint import restore, retain
+from diffussm.checkpoint.manifest import Manifest
+from diffussm.checkpoint.save import Order, publish
+from diffussm.checkpoint.snapshot import Snapshot
+from diffussm.checkpoint.tier import Tier
+from diffussm.errors import DiffuSSMError
+
+Tell = Callable[..., None]
+"""Called as (what, **details) on rank 0's thread with what happens."""
+
+
+class InFlight:
+    """Publishes an order on a thread. Every rank must start one for the same order.
+
+    Attributes:
+        seconds: from the beginning of the snapshot to the manifest; None until then.
+        error: why it failed, once it has.
+    """
+
+    def __init__(self, order: Order, snapshot: Snapshot, tier: Tier, stall_s: float, tell: Tell) -> None:
+        self.order, self.tier = order, tier
+        self.error: Exception | None = None
+        self.seconds: float | None = None
+        self._snapshot, self._stall_s, self._tell = snapshot, stall_s, tell
+        self._began = time.monotonic() - stall_s
+        self._thread = threading.Thread(target=self._run, name="save", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait for the end, or for so many seconds."""
+        self._thread.join(seconds)
+
+    def cancel(self) -> None:
+        """Let this rank's upload fail now, and with it the save on all ranks. A save that is through stays."""
+        self.order.source.cancel()
+
+    def _run(self) -> None:
+        leads = dist.get_rank() == 0
+        images, folder = self.order.draft.counters.images, self.order.folder
+        try:
+            manifest = publish(self.order, self._snapshot, self._stamp)
+        except Exception as error:  # noqa: BLE001 - the thread's edge: the step that collects it decides
+            self.error = error
+            if leads:
+                said = error.message if isinstance(error, DiffuSSMError) else f"{type(error).__name__}: {error}"
+                self._tell("save failed", images=images, checkpoint=folder, tier=self.tier.name, reason=said)
+            return
+        if leads:
+            self._tell(
+                "saved", images=images, checkpoint=folder, tier=self.tier.name, permanent=manifest.permanent,
+                bytes=sum(file.size for file in manifest.files), stall_ms=round(1000 * self._stall_s, 2),
+                seconds=round(self.seconds or 0.0, 3),
+            )  # fmt: skip
+            if self.order.read_back:
+                self._tidy()
+
+    def _stamp(self, manifest: Manifest) -> None:
+        self.seconds = time.monotonic() - self._began
+
+    def _tidy(self) -> None:
+        """Delete what the new, verified checkpoint makes superfluous. What fails is tried again after the next save."""
+        store, saved = self.order.store, self.order.folder
+        try:
+            self.order.fence.check()
+            folders = {
+                folder: isinstance(manifest, Manifest) and manifest.permanent
+                for folder, manifest in restore.manifests(store)
+                if isinstance(manifest, Manifest)  # what this version cannot read is not its to delete
+            }
+            old = retain.superfluous(folders, self.tier.keep, saved)
+            for folder in old:
+                retain.delete(store, folder)
+            for key in retain.litter(list(store.keys("checkpoints/")), saved, self.order.draft.attempt):
+                store.delete(key)
+        except DiffuSSMError as error:
+            self._tell("delete failed", checkpoint=saved, reason=error.message)
