@@ -38,6 +38,7 @@ TESTED_ELSEWHERE = {
     "diffussm/data/ledger.py": "tests/diffussm/data/test_encode.py stops work in the middle and goes on",
     "diffussm/data/shards.py": "tests/diffussm/data/test_encode.py reads what it writes",
     "diffussm/data/source.py": "the base of all sources: tests/diffussm/data/test_images.py",
+    "diffussm/observe/report/__main__.py": "tests/diffussm/observe/report/test_gather.py runs it as a command",
     "diffussm/ops/api.py": "the face of library.py: tests/diffussm/ops/test_library.py calls everything through it",
     "diffussm/ops/cuda_nvrtc.py": "compiles the CUDA source: tests/diffussm/ops/test_budget.py; on a card tests/gpu",
     "diffussm/ops/cuda_tables.py": "data of the CUDA kernel: tests/diffussm/ops/test_cuda.py convolves with it",

@@ -84,14 +84,12 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
     invoke("prepare", minimal, "seed=1")
     invoke("train", minimal)
     invoke("evaluate", minimal, "--images", "500", "--checkpoint", "256")
-    invoke("report", minimal, "storage=s3://bucket/runs", "name=r")
     invoke("doctor")
     invoke("doctor", minimal)
     assert started == [
         ["cluster.driver", "--only", "prepare", minimal, "seed=1"],
         ["cluster.driver", minimal],
         ["cluster.driver", "--only", "evaluate", "--checkpoint", "256", minimal, "evaluate.images=500"],
-        ["diffussm.observe.report", "s3://bucket/runs/r"],
         ["cluster.preflight"],
         ["cluster.preflight", minimal],
     ]
@@ -145,6 +143,11 @@ def test_options_of_checkpoints_that_contradict_are_refused(
     with pytest.raises(UsageError, match=words):
         CliRunner().invoke(cli.app, ["checkpoints", "runs/a", *options], catch_exceptions=False)
     assert started == []
+
+
+def test_report_passes_its_flag(minimal: str, started: list[list[str]]) -> None:
+    invoke("report", minimal, "--to", "page.html")
+    assert started == [["diffussm.observe.report", "--to", "page.html", minimal]]
 
 
 def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:
