@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffussm.config.schema import KubernetesConfig
+from diffussm.config.schema_jobs import KubernetesConfig
 
 Rule = tuple[Callable[[Any], bool], str]
 

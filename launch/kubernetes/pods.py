@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from kubernetes.client import models as k8s
 
-from diffussm.config.schema import Config, KubernetesConfig
+from diffussm.config.schema import Config
+from diffussm.config.schema_jobs import KubernetesConfig
 from launch.kubernetes.grace import Grace
 from launch.kubernetes.names import labels, object_name
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffussm.checkpoint.manifest import Counters, Manifest
 from diffussm.config.schema import Config, Sampler
 from diffussm.data import autoencoder
 from diffussm.data.latents import passport
@@ -35,10 +34,10 @@ def paint_with(cfg: Config, seed: int) -> Painter:
     model = build_model(cfg.model, made.latent)
     for parameter in model.head.parameters():  # zero in a fresh network, which would predict nothing
         torch.nn.init.normal_(parameter, std=0.3)
-    manifest = Manifest(Counters(8, 1, 0, 8, 1, 0), 1, 1, 0, "", ("master",), {}, ())
     return Painter(
         cfg=cfg, passport=made, model=model.eval(), process=Process(cfg.diffusion),
-        decoder=autoencoder.load(cfg.data.autoencoder), manifest=manifest, device=torch.device("cpu"), kind="master",
+        decoder=autoencoder.load(cfg.data.autoencoder), images=8, device=torch.device("cpu"), kind="master",
+        manifest=None,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
-    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "config", "plan", "report",
+    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
     "doctor", "bench",
 )  # fmt: skip
 WITHOUT_CONFIG = ("checkpoints", "ema", "doctor", "bench")
