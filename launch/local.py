@@ -102,6 +102,11 @@ def report(job: Job) -> list[str]:
     return [*_module("diffussm.observe.report"), RunPaths(job.cfg.storage, job.cfg.name).root]
 
 
+def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm data`."""
+    return [*_module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
+
+
 def bench(what: str, passed: Sequence[str]) -> list[str]:
     """The command line of `diffussm bench`."""
     return [*_module("diffussm.bench"), what, *passed]
