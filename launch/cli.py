@@ -35,7 +35,7 @@ def prepare(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
 
 
 @app.command()
-def data(what: o.Latents, verify: o.Verify = False, grid: o.DataGrid = "", pictures: o.Pictures = None) -> None:
+def data(what: o.Latents, verify: o.Hashes = False, grid: o.DataGrid = "", pictures: o.Pictures = None) -> None:
     """Look at latents: numbers, classes, a grid.
 
     Prints count, histogram of the classes and passport, and draws decoded latents beside their sources; or, with

@@ -28,7 +28,7 @@ Weights = Annotated[
 Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: the run's samples/).")]
 
 Latents = Annotated[str, Argument(metavar="RUN_OR_URL", help="A run, its latents (folder or s3:// URL), or a config.")]
-Verify = Annotated[bool, Option("--verify", help="Hold every file against its digest; no grid unless --grid is given.")]
+Hashes = Annotated[bool, Option("--verify", help="Hold every file against its digest; no grid unless --grid is given.")]
 DataGrid = Annotated[str, Option("--grid", metavar="FILE", help="Where the PNG goes (default: latents.png here).")]
 Pictures = Annotated[int | None, Option(min=1, help="Pictures of each class in the grid (default: 3).")]
 
