@@ -26,6 +26,8 @@ from diffussm.naming import RunPaths, absolute
 from diffussm.observe.log import Narrator, duration
 
 if TYPE_CHECKING:
+    from diffussm.data.encode import Work
+    from diffussm.data.encoder import Progress
     from diffussm.data.passport import Passport
     from diffussm.sample import Painter
 
@@ -78,7 +80,13 @@ class Stages:
     def _prepare_set(self, cfg: Config) -> Passport:
         from diffussm.data.encode import prepare
 
-        passport = prepare(cfg, progress=lambda done, total: self._work("encode", done, total, "images"))
+        on_ray = self.cfg.prepare.workers > 0
+        passport = prepare(
+            cfg,
+            progress=lambda done, total: self._work("encode", done, total, "images"),
+            device=("cuda" if self.cfg.prepare.gpus_per_worker else "cpu") if on_ray else "",
+            run=self._encode_on_ray if on_ray else None,
+        )
         self.narrator.end()
         self.narrator.say(
             f"latents: {passport.number:,} images of {len(passport.classes)} classes in {cfg.data.latents}"
@@ -87,6 +95,20 @@ class Stages:
         for line in passport.remarks():
             self.narrator.say(f"  {line}")
         return passport
+
+    def _encode_on_ray(self, work: Work, progress: Progress) -> None:
+        """Do the units of `work` on Ray; raises as `cluster.prepare.run`."""
+        worker_env = env.apply(self.cfg)
+        import ray
+
+        from cluster.prepare import run
+
+        self.narrator.say(f"starting {self.cfg.prepare.workers} encoder(s) for {work.job.place}")
+        self._connect(ray, worker_env)
+        try:
+            run(work, progress, self.narrator.hear)
+        finally:
+            ray.shutdown()
 
     def train(self) -> None:
         """Train through Ray until `train.images`; goes on from the newest checkpoint. Raises what workers raise."""
@@ -187,7 +209,8 @@ class Stages:
             ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
             return
         # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.
-        cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus_per_worker + 1))
+        needed = max(each.workers * each.cpus_per_worker for each in (cluster, self.cfg.prepare))
+        cpus = max(os.cpu_count() or 1, int(needed + 1))
         ray.init(
             address="local",
             num_cpus=cpus,

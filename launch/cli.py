@@ -35,6 +35,16 @@ def prepare(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
 
 
 @app.command()
+def data(what: o.Latents, verify: o.Hashes = False, grid: o.DataGrid = "", pictures: o.Pictures = None) -> None:
+    """Look at latents: numbers, classes, a grid.
+
+    Prints count, histogram of the classes and passport, and draws decoded latents beside their sources; or, with
+    --verify, holds every file against its digest and ends with 65 if one differs.
+    """
+    local.run(local.data(what, verify, {"grid": grid, "pictures": pictures}))
+
+
+@app.command()
 def train(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, dry_run: o.DryRun = False) -> None:
     """Prepare, train, sample and score; or resume.
 

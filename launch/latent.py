@@ -52,7 +52,8 @@ def latent(cfg: Config) -> Latent | None:
     found = _autoencoder(cfg.data.autoencoder)
     if found is None:
         return None
-    side = cfg.data.resolution_px // 2 ** (len(found["block_out_channels"]) - 1)
+    levels = found.get("encoder_block_out_channels") or found["block_out_channels"]  # of Tiny and DC, or of KL
+    side = cfg.data.resolution_px // 2 ** (len(levels) - 1)
     classes = len(cfg.data.classes) or cfg.plan.dataset_classes
     shape = LatentShape(found["latent_channels"], side, side, classes or 1)
     images = cfg.plan.dataset_images

@@ -101,6 +101,11 @@ def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
     return command
 
 
+def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm data`."""
+    return [*_module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
+
+
 def bench(what: str, passed: Sequence[str]) -> list[str]:
     """The command line of `diffussm bench`."""
     return [*_module("diffussm.bench"), what, *passed]

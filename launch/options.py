@@ -27,6 +27,11 @@ Weights = Annotated[
 ]
 Grid = Annotated[str, Option(metavar="FILE", help="Where the PNG goes (default: the run's samples/).")]
 
+Latents = Annotated[str, Argument(metavar="RUN_OR_URL", help="A run, its latents (folder or s3:// URL), or a config.")]
+Hashes = Annotated[bool, Option("--verify", help="Hold every file against its digest; no grid unless --grid is given.")]
+DataGrid = Annotated[str, Option("--grid", metavar="FILE", help="Where the PNG goes (default: latents.png here).")]
+Pictures = Annotated[int | None, Option(min=1, help="Pictures of each class in the grid (default: 3).")]
+
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 
 To = Annotated[str, Option(metavar="DIR", help="Folder to be made.")]

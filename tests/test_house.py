@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",
     "diffussm/export/__main__.py": "tests/diffussm/export/test_folder.py runs it as a command",
     "diffussm/export/pipeline.py": "tests/diffussm/export/test_folder.py draws through it and compares",
+    "diffussm/data/__main__.py": "tests/diffussm/data/test_inspect.py runs it",
     "diffussm/data/encoder.py": "tests/diffussm/data/test_encode.py makes latents with it and reads them back",
     "diffussm/data/fashion_mnist.py": "one of the sources of tests/diffussm/data/test_images.py",
     "diffussm/data/ledger.py": "tests/diffussm/data/test_encode.py stops work in the middle and goes on",

@@ -7,7 +7,8 @@ items and the source's reader, both small, are all that a worker on another mach
 from __future__ import annotations
 
 import abc
-import threading
+import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,19 +137,18 @@ class ImageSource:
                 yield error
 
 
-_local = threading.local()
-
-
 def store_of(file: str) -> tuple[Store, str]:
-    """The store that holds `file` and its key there; S3 clients are kept, one for each thread and bucket."""
+    """The store that holds `file` and its key there. A bucket's client is shared: making one takes a while."""
     base, _, key = file.rpartition("/")
     if not is_remote(file):
         return open_store(base or ("/" if file.startswith("/") else ".")), key
     bucket = "/".join(file.split("/")[:3])
-    stores: dict[str, Store] = _local.__dict__.setdefault("stores", {})
-    if bucket not in stores:
-        stores[bucket] = open_store(bucket)
-    return stores[bucket], file[len(bucket) + 1 :]
+    return _bucket(bucket, os.environ.get("S3_ENDPOINT_URL", "")), file[len(bucket) + 1 :]
+
+
+@functools.lru_cache(maxsize=8)
+def _bucket(url: str, endpoint: str) -> Store:
+    return open_store(url)
 
 
 def read_bytes(file: str, start: int = 0, size: int = -1) -> bytes:

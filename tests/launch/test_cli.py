@@ -17,10 +17,10 @@ from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
-    "prepare", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
+    "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
     "doctor", "bench",
 )  # fmt: skip
-WITHOUT_CONFIG = ("checkpoints", "ema", "doctor", "bench")
+WITHOUT_CONFIG = ("data", "checkpoints", "ema", "doctor", "bench")
 
 
 @pytest.fixture
@@ -82,12 +82,16 @@ def test_help_takes_less_than_half_a_second(command: str) -> None:
 
 def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) -> None:
     invoke("prepare", minimal, "seed=1")
+    invoke("data", "s3://bucket/latents", "--verify", "--grid", "g.png")
+    invoke("data", "run", "--pictures", "2")
     invoke("train", minimal)
     invoke("evaluate", minimal, "--images", "500", "--checkpoint", "256")
     invoke("doctor")
     invoke("doctor", minimal)
     assert started == [
         ["cluster.driver", "--only", "prepare", minimal, "seed=1"],
+        ["diffussm.data", "--verify", "--grid", "g.png", "s3://bucket/latents"],
+        ["diffussm.data", "--pictures", "2", "run"],
         ["cluster.driver", minimal],
         ["cluster.driver", "--only", "evaluate", "--checkpoint", "256", minimal, "evaluate.images=500"],
         ["cluster.preflight"],

@@ -57,12 +57,11 @@ def config(latents: str, images: Path, autoencoder: Path, global_batch: int = 8,
     return Config(
         name="test",
         data=DataConfig(
-            source=Source.folder,
             images=str(images),
             latents=latents,
             resolution_px=8,
             autoencoder=str(autoencoder),
-            **({"shuffle_block_images": 32, "shard_bytes": 4096} | data),
+            **({"source": Source.folder, "shuffle_block_images": 32, "shard_bytes": 4096} | data),
         ),
         train=TrainConfig(images=1, global_batch=global_batch),
     )
@@ -110,3 +109,25 @@ def parquet_files(folder: Path, out: Path, per_file: int = 20, per_group: int = 
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
         pq.write_table(table, out / f"train-{start // per_file:05}.parquet", row_group_size=per_group)
     return out
+
+
+def deterministic_autoencoder(folder: Path, kind: str) -> Path:
+    """An untrained AutoencoderTiny (downsampling 4) or AutoencoderDC (downsampling 4) as a diffusers folder."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    if kind == "AutoencoderTiny":
+        network = diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(4, 4, 4), decoder_block_out_channels=(4, 4, 4),
+            num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=3, scaling_factor=0.5,
+        )  # fmt: skip
+    else:
+        network = diffusers.AutoencoderDC(
+            latent_channels=4, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+            encoder_block_out_channels=(4, 8, 8), decoder_block_out_channels=(4, 8, 8),
+            encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()), scaling_factor=0.5,
+        )  # fmt: skip
+    network.save_pretrained(folder)
+    return folder

@@ -140,3 +140,77 @@ def test_write_leaves_only_the_two_files(tmp_path: Path) -> None:
     # Both were written by diffusers, whose file headers may differ in order.
     first, second = (autoencoder.load(str(tmp_path / name)) for name in "ab")
     assert torch.equal(first.encode(pictures(2))[0], second.encode(pictures(2))[0])
+
+
+def test_per_channel_mean_and_deviation_take_the_place_of_the_shift(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    mean, std = [0.5, -1.0], [2.0, 0.25]
+    folder = sets.tiny_autoencoder(tmp_path / "a", latents_mean=mean, latents_std=std)
+    loaded = autoencoder.load(str(folder))
+    traits = autoencoder.describe(str(folder))
+    assert traits == loaded.traits
+    assert (traits.latents_mean, traits.latents_std, traits.shift) == ((0.5, -1.0), (2.0, 0.25), 0.0)
+    batch = pictures(3)
+    z, deviation = loaded.encode(batch)
+    x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        network = AutoencoderKL.from_pretrained(folder)
+        raw = network.encode(x).latent_dist
+        m, s = torch.tensor(mean).view(1, 2, 1, 1), torch.tensor(std).view(1, 2, 1, 1)
+        torch.testing.assert_close(z, (raw.mean - m) / s * 0.5)
+        torch.testing.assert_close(deviation, raw.std / s * 0.5)
+        expected = (127.5 * network.decode(raw.mean).sample + 128).clamp(0, 255).to(torch.uint8)
+    assert np.abs(loaded.decode(z).astype(int) - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
+    broken = sets.tiny_autoencoder(tmp_path / "b", latents_mean=mean, latents_std=[1.0])
+    with pytest.raises(DataError, match="states latents_mean"):
+        autoencoder.describe(str(broken))
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AutoencoderDC"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_without_a_posterior(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    import diffusers
+
+    folder = sets.deterministic_autoencoder(tmp_path / "a", kind)
+    loaded = autoencoder.load(str(folder)).in_precision(dtype)
+    traits = autoencoder.describe(str(folder))
+    assert traits == loaded.traits
+    assert traits.deterministic
+    batch = pictures(2, side=4 * traits.downsampling)
+    mean, std = loaded.encode(batch)
+    assert mean.shape == std.shape == (2, traits.channels, 4, 4)
+    assert mean.dtype == std.dtype == torch.float32
+    assert not std.any()
+    x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        encoded = getattr(diffusers, kind).from_pretrained(folder).encode(x)
+    raw = encoded.latents if kind == "AutoencoderTiny" else encoded.latent
+    torch.testing.assert_close(
+        mean, raw * 0.5, **({"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.1, "atol": 0.1})
+    )
+    assert loaded.decode(mean).shape == batch.shape
+
+
+def test_other_classes_are_refused(tmp_path: Path) -> None:
+    folder = sets.tiny_autoencoder(tmp_path / "a")
+    config = folder / autoencoder.CONFIG_FILE
+    config.write_text(config.read_text().replace("AutoencoderKL", "VQModel"))
+    for look in (autoencoder.load, autoencoder.describe):
+        with pytest.raises(DataError, match="an VQModel; allowed are AutoencoderKL, AutoencoderTiny, AutoencoderDC"):
+            look(str(folder))
+
+
+def test_an_old_config_has_the_defaults_of_its_class(tmp_path: Path) -> None:
+    """sd-vae-ft-ema's config names neither class nor factor."""
+    import json
+
+    folder = sets.tiny_autoencoder(tmp_path / "a")
+    config = folder / autoencoder.CONFIG_FILE
+    old = json.loads(config.read_text())
+    for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        del old[key]
+    config.write_text(json.dumps(old))
+    traits = autoencoder.describe(str(folder))
+    assert (traits.scaling_factor, traits.shift, traits.latents_std) == (0.18215, 0.0, ())
+    assert autoencoder.load(str(folder)).traits == traits
