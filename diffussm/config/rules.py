@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffussm.config import kubernetes, plan
+from diffussm.config import kubernetes, plan, slurm
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.config.sets import split
 from diffussm.errors import ConfigError
@@ -114,6 +114,7 @@ _RANGES: dict[str, Rule] = {
     "evaluate.batch": _at_least(1),
     "observe.project": _TEXT,
     **kubernetes.RANGES,
+    **slurm.RANGES,
     "plan.machine": _TEXT,
     "plan.gpus_per_node": _at_least(1),
     "plan.efficiency": ((lambda value: 0 <= value <= 1), "a number from 0 to 1; 0 takes the table's"),
@@ -138,6 +139,7 @@ def check(cfg: Config) -> None:
             *_checkpoint_problems(cfg),
             *_batch_problems(cfg),
             *kubernetes.problems(cfg.kubernetes),
+            *slurm.problems(cfg.slurm),
         ]
     if problems:
         raise ConfigError("\n".join(problems), "`diffussm config` explains each key")
