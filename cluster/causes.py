@@ -75,6 +75,8 @@ ECHO = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|time
 
 _KILLED_FOR_MEMORY = re.compile(r"running low on memory|memory usage threshold", re.I)
 """Ray's memory monitor. Its text on any other death advises to look for the kernel's OOM killer, which says nothing."""
+_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory", re.I)
+"""torch's allocators raise plain RuntimeErrors on the CPU."""
 _NODE_DIED = re.compile(r"node (has )?(died|was terminated|is dead)|node .{0,80}\bdead\b", re.I)
 
 
@@ -106,6 +108,8 @@ def _of_rank(rank: int, error: BaseException, evidence: Evidence) -> Diagnosis:
     if isinstance(error, DiffuSSMError):
         return Diagnosis(_typed(error), rank, f"rank {rank}: {error.message}")
     said = f"rank {rank}: {type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+        return Diagnosis(Cause.MEMORY, rank, said)
     if isinstance(error, WorkerHealthCheckTimeoutError):
         return Diagnosis(Cause.HANG, rank, said)
     if isinstance(error, ray.exceptions.OutOfMemoryError | MemoryError) or _is_torch(error, "OutOfMemoryError"):

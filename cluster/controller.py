@@ -28,6 +28,8 @@ from diffussm.config.plan import smaller_sizes
 from diffussm.config.schema import Config
 from diffussm.errors import InfrastructureError
 
+NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives each node."""
 LOOK_S = 0.25
 """Seconds between two looks while a group cannot start yet."""
 
@@ -125,6 +127,13 @@ class OurScalingPolicy(ScalingPolicy):
     def make_decision_for_running_worker_group(self, *_: Any, **__: Any) -> ScalingDecision:
         """Never: a running group is asked through the hub to leave at a checkpoint, so that no step is lost."""
         return NoopDecision()
+
+    def on_controller_start_worker_group(
+        self, *, scaling_config: ScalingConfig, num_workers: int
+    ) -> dict[str, str] | None:
+        """Labels that a worker's node must have: not to be an excluded one."""
+        excluded = sorted(ray.get(self.hub.excluded.remote()))
+        return {NODE_LABEL: f"!in({','.join(excluded)})"} if excluded else None
 
     def _not_yet(self) -> ScalingDecision:
         time.sleep(LOOK_S)  # the controller asks again at once, without a pause of its own

@@ -20,7 +20,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cluster.driver", description=__doc__.splitlines()[0])
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--only", choices=("prepare", "sample", "evaluate"), help="one stage instead of all")
+    parser.add_argument("--only", choices=("prepare", "train", "sample", "evaluate"), help="one stage instead of all")
     parser.add_argument("--classes", default="", help="rows of the sample grid, separated by commas (--only sample)")
     parser.add_argument("--grid", default="", help="file of the sample grid (--only sample)")
     parser.add_argument("--checkpoint", type=int, help="images of the checkpoint; default: the newest")
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stages.all()
             case "prepare":
                 stages.prepare()
+            case "train":
+                stages.begin()
+                stages.train()
             case "sample":
                 stages.sample([name for name in asked.classes.split(",") if name], asked.grid, asked.checkpoint)
             case "evaluate":

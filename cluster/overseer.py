@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 
 from cluster import nodes, preempt, stacks
 from cluster.controller import sizes_of
+from cluster.hub import Group, Place
 from cluster.policy import should_grow
 from cluster.preempt import Warnings
 from cluster.watchdog import Patience, Verdict, judge
@@ -21,6 +22,7 @@ from diffussm.train.control import Level, Wish
 _LOG = logging.getLogger(__name__)
 
 Announce = Callable[[dict[str, Any]], None]
+OnPlaces = Callable[[int, Mapping[int, Place]], None]
 
 LOOK_S = 0.25
 """Seconds between two looks at messages and signals."""
@@ -31,8 +33,12 @@ NODES_S = 1.0
 class Overseer:
     """Runs from `start` to `stop`. What it hears goes to `announce` and `on_fault`, in its own thread."""
 
-    def __init__(self, cfg: Config, hub: Any, warnings: Warnings, announce: Announce, on_fault: Announce) -> None:
-        self.cfg, self.hub, self.warnings, self.announce, self.on_fault = cfg, hub, warnings, announce, on_fault
+    def __init__(
+        self, cfg: Config, hub: Any, warnings: Warnings, announce: Announce, on_fault: Announce, on_places: OnPlaces
+    ) -> None:  # fmt: skip
+        self.cfg, self.hub, self.warnings = cfg, hub, warnings
+        self.announce, self.on_fault, self.on_places = announce, on_fault, on_places
+        self._told = 0
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
         self._evidence: dict[int, dict[str, Any]] = {}
@@ -94,12 +100,19 @@ class Overseer:
         self.hub.lose.remote({node.id for node in found if not node.alive})
         self._ask(preempt.of_notice(self.cfg.cluster.notice_file, self.cfg.cluster.grace_s, time.time()))
         self._ask(preempt.of_drained(found, used, lambda staying: self._size(staying) > 0, time.time()))
+        self._tell_places(group)
         larger = should_grow(group.size, self._capacity(found), sizes_of(self.cfg)) if group.beats else 0
         if larger:
             self._ask(Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work"))
         verdict = judge(ray.get(self.hub.seen.remote()), self.patience) if not group.hang else None
         if verdict is not None:
             self._end(verdict, group)
+
+    def _tell_places(self, group: Group) -> None:
+        """Store once, for each start, where its ranks run."""
+        if group.attempt > self._told and len(group.places) == group.size:
+            self._told = group.attempt
+            self.on_places(group.attempt, group.places)
 
     def _capacity(self, found: list[nodes.Node]) -> int:
         usable = nodes.usable(found, ray.get(self.hub.excluded.remote()))
@@ -108,7 +121,7 @@ class Overseer:
     def _size(self, staying: list[nodes.Node]) -> int:
         return sizes_of(self.cfg).fitting(self._capacity(staying))
 
-    def _end(self, verdict: Verdict, group: Any) -> None:
+    def _end(self, verdict: Verdict, group: Group) -> None:
         """Collect the stacks of a hung group, say which rank is guilty, and kill the group; Ray makes another."""
         self.announce({"kind": "event", "event": "hang", "reason": verdict.said})
         self._evidence = stacks.collect(group.places)

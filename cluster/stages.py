@@ -59,15 +59,19 @@ class Stages:
         began = time.monotonic()
         if self._finished():
             return
+        self.begin()
+        self.train()
+        grid = self.sample([], "", None)
+        score = self.evaluate(None) if self.cfg.evaluate.enabled else None
+        self._finish(grid, score, time.monotonic() - began)
+
+    def begin(self) -> None:
+        """Whatever comes before the training: checks, latents, and the config that is the run's from now on."""
         self._check()
         passport = self.prepare()
         check_fit(self.cfg.model, passport.latent)
         self._check_guidance(passport)
         self.store.write("config.yaml", dump(self.cfg).encode())
-        self.train()
-        grid = self.sample([], "", None)
-        score = self.evaluate(None) if self.cfg.evaluate.enabled else None
-        self._finish(grid, score, time.monotonic() - began)
 
     def prepare(self) -> Passport:
         """Make the latents unless they are there, of each set; returns the main one's passport.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -11,15 +12,16 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from cluster import hub, worker
+from cluster import checkup, hub, worker
 from cluster.causes import errors_of
-from cluster.controller import OurFailurePolicy, OurScalingPolicy
+from cluster.controller import OurFailurePolicy, OurScalingPolicy, sizes_of
+from cluster.hub import Place
 from cluster.overseer import Overseer
 from cluster.postmortem import PostMortem
 from cluster.preempt import Warnings
 from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import Config
-from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, MissingError, Preempted
+from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, MissingError, Preempted, StorageError
 from diffussm.naming import RunPaths
 
 Announce = Callable[[dict[str, Any]], None]
@@ -64,9 +66,18 @@ class Faults:
 
     def __init__(self, cfg: Config, announce: Announce) -> None:
         self._announce = announce
-        self._postmortem = PostMortem(open_store(RunPaths(cfg.storage, cfg.name).root))
+        self._store = open_store(RunPaths(cfg.storage, cfg.name).root)
+        self._postmortem = PostMortem(self._store)
         self.overseer: Overseer | None = None
         self.last: dict[str, Any] = {}
+
+    def places(self, attempt: int, places: Mapping[int, Place]) -> None:
+        """Every rank of a start is there: note where, for people and for tools."""
+        body = {rank: {"node": each.node, "host": each.host, "pid": each.pid} for rank, each in sorted(places.items())}
+        try:
+            self._store.write(f"attempts/{attempt}/ranks.json", json.dumps(body, indent=1).encode())
+        except StorageError as error:
+            self._announce({"kind": "event", "event": "places not stored", "reason": error.message})
 
     def fault(self, record: dict[str, Any]) -> None:
         """A failure: write its evidence."""
@@ -88,15 +99,18 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
     Raises:
         DiffuSSMError: a worker's typed error, as it was raised there.
         Preempted: the job was asked to leave and its state is saved.
+        MissingError: the preflight found too few good nodes.
         InfrastructureError: faults were more than their budget allows.
     """
     warnings = warnings or Warnings(cfg.cluster.grace_s)
     channel = hub.make()
     faults = Faults(cfg, announce)
-    overseer = faults.overseer = Overseer(cfg, channel, warnings, announce, faults.fault)
+    overseer = faults.overseer = Overseer(cfg, channel, warnings, announce, faults.fault, faults.places)
     overseer.start()
     warnings.heard_by_training = True
     try:
+        if cfg.cluster.address or cfg.cluster.gpus_per_worker:  # one machine without GPUs was looked at by the driver
+            checkup.run(cfg, channel, announce, sizes_of(cfg).least)
         Trainer(cfg, channel, scratch).fit()
     except TrainingFailedError as error:
         overseer.stop()

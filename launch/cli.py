@@ -257,6 +257,15 @@ def list_runs(storage: o.Storage = "") -> None:
 
 
 @app.command()
+def chaos(config: o.Config, plan: o.Plan, overrides: o.Overrides = o.NO_OVERRIDES, starts: o.Starts = 20) -> None:
+    """Make faults in a run, compare with a calm one.
+
+    Trains NAME-calm and NAME-chaos; ends with a table and whether samples and losses are the same.
+    """
+    local.run(local.chaos(local.read(config, overrides), plan, starts))
+
+
+@app.command()
 def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Look for what this machine lacks.
 

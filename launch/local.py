@@ -106,6 +106,11 @@ def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:
     return [*module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
 
 
+def chaos(job: Job, plan: str, starts: int) -> list[str]:
+    """The command line of `diffussm chaos`."""
+    return [*module("cluster.chaos"), "--plan", plan, "--starts", str(starts), job.path, *job.overrides]
+
+
 def bench(what: str, passed: Sequence[str]) -> list[str]:
     """The command line of `diffussm bench`."""
     return [*module("diffussm.bench"), what, *passed]

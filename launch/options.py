@@ -57,6 +57,9 @@ Follow = Annotated[bool, Option("--follow", "-f", help="Go on showing what is ad
 Now = Annotated[bool, Option("--now", help="End it at once, without a save.")]
 Storage = Annotated[str, Option(metavar="URL", envvar="DIFFUSSM_STORAGE", help="Also list the runs in this storage.")]
 
+Plan = Annotated[str, Option("--plan", metavar="PLAN", help="YAML file of faults.")]
+Starts = Annotated[int, Option(min=1, help="Most starts of the faulty run's driver.")]
+
 NO_OVERRIDES: list[str] = []
 
 Bench = Annotated[str, Argument(metavar="op|block|loop|data", help="What to measure.")]

@@ -1,0 +1,66 @@
+"""Comparisons of two runs' metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.chaos.compare import Made, Recovery, compare, recovery, table
+
+
+def line(
+    images: int, loss: float | None = 1.0, samples: str = "a", time: float = 0.0, attempt: int = 1
+) -> dict[str, Any]:
+    return {"images": images, "loss": loss, "samples": f"{samples}{images}", "time": time, "attempt": attempt}
+
+
+CALM = [line(8), line(16), line(24)]
+
+
+def test_the_same_lines_are_identical_and_of_replayed_ones_the_last_counts() -> None:
+    assert compare(CALM, CALM).bit_equal
+    assert compare(CALM, [line(8), line(16, 7.0), line(16), line(24)]).bit_equal
+    assert compare([line(8, None)], [line(8, None)]).bit_equal
+
+
+@pytest.mark.parametrize(
+    ("faulty", "word"),
+    [
+        ([line(8), line(16)], "1 are missing"),
+        ([line(8), line(16, samples="b"), line(24)], "1 have other samples"),
+        ([line(8), line(16, 1.01), line(24)], "losses differ by 1.0e-02"),
+        ([line(8), line(16, None), line(24)], "losses differ by inf"),
+        ([], "3 are missing"),
+    ],
+)
+def test_any_difference_is_told(faulty: list[dict[str, Any]], word: str) -> None:
+    result = compare(CALM, faulty)
+    assert not result.equal
+    assert word in str(result)
+
+
+def test_a_rounding_is_no_difference_but_is_told() -> None:
+    result = compare(CALM, [line(8), line(16, 1.000001), line(24)])
+    assert result.equal
+    assert not result.bit_equal
+    assert "within 1.0e-06" in str(result)
+
+
+def test_nothing_is_not_identical_to_nothing() -> None:
+    assert not compare([], []).equal
+
+
+def test_recovery_is_counted_to_the_first_step_of_a_later_start() -> None:
+    records = [line(8, time=1), line(16, time=2), line(24, time=3), line(32, time=4.2)]
+    records += [line(24, time=20, attempt=2), line(32, time=21, attempt=2), line(40, time=22, attempt=2)]
+    assert recovery(Made("kill-rank", 4.0, 24, 1), records) == Recovery(16.0, 16)
+    assert recovery(Made("stop-rank", 20.5, 24, 2), records) == Recovery(0.5, 0), "the run went on"
+    assert recovery(Made("kill-rank", 30.0, 40, 2), records) is None
+
+
+def test_the_table_counts_what_was_survived() -> None:
+    records = [line(8, time=1), line(16, time=11, attempt=2)]
+    text = table([Made("kill-rank", 2.0, 8, 1), Made("kill-rank", 12.0, 16, 2)], records, 64)
+    assert "| kill-rank | 1 of 2 | 9.0 s | 9.0 s | 0 |" in text
+    assert "reached 16 of 64 images" in text

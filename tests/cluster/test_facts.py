@@ -1,0 +1,46 @@
+"""Facts of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from cluster.facts import _storage, matmul_seconds, reduce_seconds, software
+from diffussm.checkpoint.store import open_store
+from diffussm.config.schema import Config
+from tests.distributed import free_port, run_on_ranks
+from tests.runs import tiny_run
+
+
+def test_software_has_a_version_each() -> None:
+    found = dict(software())
+    assert found["torch"].startswith("2.")
+    assert "absent" not in found.values()
+
+
+def test_a_product_is_timed_and_checked() -> None:
+    assert 0 < matmul_seconds(on_gpu=False) < 10
+
+
+def test_storage_and_latents_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    cfg = tiny_run(tmp_path)
+    open_store(f"{cfg.storage}/{cfg.name}").write("config.yaml", b"x")
+    assert _storage(cfg) == []
+    cfg.data.latents = str(tmp_path / "nowhere")
+    assert [each.split(":")[0] for each in _storage(cfg)] == ["latents"]
+    assert len(_storage(Config(name="absent", storage=str(tmp_path / "none"), data=cfg.data))) == 2
+
+
+def meet(port: int) -> None:
+    """Runs on the ranks of a group that is left, because the meeting makes its own."""
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    assert 0 < reduce_seconds(rank, "127.0.0.1", port) < 10
+    dist.init_process_group("gloo")
+
+
+@pytest.mark.timeout(120)
+def test_two_nodes_time_an_all_reduce() -> None:
+    run_on_ranks(Path(__file__), "meet", {"port": free_port()}, 2)
