@@ -53,7 +53,7 @@ class Evidence:
     """What others than the failed workers know."""
 
     lost_nodes: frozenset[str] = frozenset()
-    """Ids of nodes that Ray has given up."""
+    """Ids of nodes that Ray has given up or that cannot be reached."""
     node_of_rank: Mapping[int, str] = field(default_factory=dict)
     """Node id by rank of the group that ended."""
     hang: str = ""
@@ -93,7 +93,11 @@ def diagnose(error: TrainingFailedError, evidence: Evidence) -> Diagnosis:
     if not found:
         return Diagnosis(Cause.WORKER, None, f"the group ended without a word: {_first_line(error)}")
     order = list(Cause)
-    return min(found, key=lambda diagnosis: (order.index(diagnosis.cause), diagnosis.rank))
+    best = min(found, key=lambda diagnosis: (order.index(diagnosis.cause), diagnosis.rank))
+    gone = sorted(rank for rank, node in evidence.node_of_rank.items() if node in evidence.lost_nodes)
+    if best.cause is Cause.PEER and gone:  # the rank on the lost node has not been missed yet
+        return _node_lost(gone[0], evidence)
+    return best
 
 
 def errors_of(error: BaseException) -> dict[int, BaseException]:
@@ -131,8 +135,13 @@ def _of_dead_actor(rank: int, error: BaseException, evidence: Evidence) -> Diagn
     if _KILLED_FOR_MEMORY.search(str(error)):
         return Diagnosis(Cause.MEMORY, rank, f"rank {rank}: killed because its node ran out of memory")
     if node in evidence.lost_nodes or _NODE_DIED.search(str(error)):
-        return Diagnosis(Cause.NODE, rank, f"rank {rank}: its node {node[:8]} is lost".replace("  ", " "))
+        return _node_lost(rank, evidence)
     return Diagnosis(Cause.WORKER, rank, f"rank {rank}: its process died{_how(error)}")
+
+
+def _node_lost(rank: int, evidence: Evidence) -> Diagnosis:
+    node = evidence.node_of_rank.get(rank, "")
+    return Diagnosis(Cause.NODE, rank, f"rank {rank}: its node {node[:8]} is lost".replace("  ", " "))
 
 
 def _how(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def sizes_of(cfg: Config) -> Sizes:
 
 def capacity_for(cfg: Config, excluded: set[str]) -> int:
     """Workers of this config that the cluster's usable nodes could hold."""
-    usable = nodes.usable(nodes.nodes(), excluded)
+    usable = nodes.usable(nodes.reached(nodes.nodes()), excluded)
     return nodes.capacity(usable, cfg.cluster.cpus_per_worker, cfg.cluster.gpus_per_worker)
 
 
@@ -56,7 +56,8 @@ class OurFailurePolicy(FailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Find the cause, decide, and say so to the driver."""
-        self._note_lost_nodes()
+        lost = {node.id for node in nodes.reached(nodes.nodes()) if not node.alive}
+        ray.get(self.hub.lose.remote(lost))
         evidence, images, steps = ray.get(self.hub.evidence.remote())
         attempt = ray.get(self.hub.group.remote()).attempt
         fault = Fault(diagnose(training_failed_error, evidence), images, steps, time.time())
@@ -69,9 +70,6 @@ class OurFailurePolicy(FailurePolicy):
             self.hub.hold.remote(time.time() + decision.wait_s)
         ray.get(self.hub.tell.remote(_record(fault, decision, training_failed_error) | {"attempt": attempt}))
         return FailureDecision.RAISE if decision.action is Action.STOP else FailureDecision.RETRY
-
-    def _note_lost_nodes(self) -> None:
-        ray.get(self.hub.lose.remote({node.id for node in nodes.nodes() if not node.alive}))
 
 
 def _leave_with_job(decision: Decision, fault: Fault, reason: str) -> Decision:

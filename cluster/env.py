@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass
 
 from diffussm.config.schema import Config
@@ -35,12 +36,18 @@ def variables(cfg: Config) -> list[Variable]:
             "a dead worker is seen after this long; Ray's 2 s would be a fifth of a recovery",
         ),
         Variable("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0", "drains reach the ranks through our hub"),
+        Variable("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30", "nodes are known to be there; Ray would wait 60 s"),
         Variable("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2", "a broken group cannot end in order"),
         Variable("RAY_DEDUP_LOGS", "0", "each rank's lines stay whole"),
         Variable("OMP_NUM_THREADS", threads, "torch's threads on each worker; Ray would set 1"),
         Variable("MKL_NUM_THREADS", threads, "as OMP_NUM_THREADS"),
         Variable("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3", "the flight recorder can dump; Ray's 1 prevents it"),
         Variable("TORCH_NCCL_DUMP_ON_TIMEOUT", "1", "a hung collective leaves evidence"),
+        Variable(
+            "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+            f"{tempfile.gettempdir()}/diffussm-nccl-{cfg.name}-",
+            "where that evidence is looked for",
+        ),
         Variable("TORCH_FR_BUFFER_SIZE", "2000", "collectives the flight recorder remembers"),
         Variable("TOKENIZERS_PARALLELISM", "false", "no thread pool in forked data loader workers"),
         Variable("DS_ACCELERATOR", "cuda" if cfg.cluster.gpus_per_worker else "cpu", "DeepSpeed need not probe"),

@@ -139,6 +139,7 @@ def reduce_seconds(rank: int, address: str, port: int) -> float:
 def _storage(cfg: Config) -> list[str]:
     """Whether run folder and latents can be read from here with these credentials."""
     from diffussm.checkpoint.store import open_store
+    from diffussm.config.sets import each_set
     from diffussm.data.passport import FILE
     from diffussm.naming import RunPaths
 
@@ -147,12 +148,13 @@ def _storage(cfg: Config) -> list[str]:
         open_store(RunPaths(cfg.storage, cfg.name).root).read("config.yaml")
     except DiffuSSMError as error:
         wrong.append(f"storage: {error.message}")
-    try:
-        store = open_store(cfg.data.latents)
-        store.read(FILE)
-        store.read("index.json")
-    except DiffuSSMError as error:
-        wrong.append(f"latents: {error.message}")
+    for each in each_set(cfg):
+        try:
+            store = open_store(each.data.latents)
+            store.read(FILE)
+            store.read("index.json")
+        except DiffuSSMError as error:
+            wrong.append(f"latents: {error.message}")
     return wrong
 
 

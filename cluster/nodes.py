@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray._private.state import state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+REACH_S = 1.0
+"""Seconds in which a node's raylet must take a connection."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Node:
     """All of its resources, whoever uses them."""
     drain_deadline_s: float | None = None
     """Seconds since 1970 at which it goes (0: Ray knows no time); None if it stays."""
+    port: int = 0
+    """Of its raylet."""
 
 
 def nodes() -> list[Node]:
@@ -36,7 +43,30 @@ def nodes() -> list[Node]:
 def _node(found: Mapping[str, Any], drained: Mapping[str, int]) -> Node:
     deadline_ms = drained.get(found["NodeID"])
     deadline_s = None if deadline_ms is None else deadline_ms / 1000
-    return Node(found["NodeID"], found["Alive"], found["NodeManagerAddress"], found["Resources"] or {}, deadline_s)
+    return Node(
+        found["NodeID"],
+        found["Alive"],
+        found["NodeManagerAddress"],
+        found["Resources"] or {},
+        deadline_s,
+        found["NodeManagerPort"],
+    )
+
+
+def reached(found: Iterable[Node]) -> list[Node]:
+    """The nodes as they are now: one whose raylet takes no connection is dead, seconds before Ray gives it up."""
+    every = list(found)
+    with ThreadPoolExecutor(min(32, max(1, len(every)))) as pool:
+        answers = pool.map(lambda node: node.alive and _answers(node), every)
+    return [replace(node, alive=answer) for node, answer in zip(every, answers, strict=True)]
+
+
+def _answers(node: Node) -> bool:
+    try:
+        socket.create_connection((node.address, node.port), REACH_S).close()
+    except OSError:  # refused: its raylet is dead; no answer: it is cut off
+        return False
+    return True
 
 
 def usable(found: Iterable[Node], excluded: Collection[str]) -> list[Node]:

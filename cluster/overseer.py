@@ -15,7 +15,7 @@ from cluster.controller import sizes_of
 from cluster.hub import Group, Place
 from cluster.policy import should_grow
 from cluster.preempt import Warnings
-from cluster.watchdog import Patience, Verdict, judge
+from cluster.watchdog import Patience, Verdict, judge, stragglers
 from diffussm.config.schema import Config
 from diffussm.train.control import Level, Wish
 
@@ -26,6 +26,10 @@ OnPlaces = Callable[[int, Mapping[int, Place]], None]
 
 LOOK_S = 0.25
 """Seconds between two looks at messages and signals."""
+STRAGGLES = 1.5
+"""Times the median of the ranks' own seconds a step."""
+MANY_STEPS = 20
+"""Steps after which such times mean something."""
 NODES_S = 1.0
 """Seconds between two looks at nodes and heartbeats."""
 
@@ -39,6 +43,7 @@ class Overseer:
         self.cfg, self.hub, self.warnings = cfg, hub, warnings
         self.announce, self.on_fault, self.on_places = announce, on_fault, on_places
         self._told = 0
+        self._straggled: set[int] = set()
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
         self._evidence: dict[int, dict[str, Any]] = {}
@@ -101,6 +106,7 @@ class Overseer:
         self._ask(preempt.of_notice(self.cfg.cluster.notice_file, self.cfg.cluster.grace_s, time.time()))
         self._ask(preempt.of_drained(found, used, lambda staying: self._size(staying) > 0, time.time()))
         self._tell_places(group)
+        self._tell_stragglers(group)
         larger = should_grow(group.size, self._capacity(found), sizes_of(self.cfg)) if group.beats else 0
         if larger:
             self._ask(Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work"))
@@ -113,6 +119,16 @@ class Overseer:
         if group.attempt > self._told and len(group.places) == group.size:
             self._told = group.attempt
             self.on_places(group.attempt, group.places)
+
+    def _tell_stragglers(self, group: Group) -> None:
+        """Tell, once for each start, a rank that is much slower by itself than the others."""
+        if group.attempt in self._straggled or min((b.steps for b in group.beats.values()), default=0) < MANY_STEPS:
+            return
+        slow = {rank: score for rank, score in stragglers(group.beats).items() if score > STRAGGLES}
+        if slow:
+            self._straggled.add(group.attempt)
+            said = ", ".join(f"rank {rank} on {group.places[rank].host}: {score:.1f}" for rank, score in slow.items())
+            self.announce({"kind": "event", "event": "straggler", "times the median": said})
 
     def _capacity(self, found: list[nodes.Node]) -> int:
         usable = nodes.usable(found, ray.get(self.hub.excluded.remote()))

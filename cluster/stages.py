@@ -109,6 +109,7 @@ class Stages:
 
         self.narrator.say(f"starting {self.cfg.prepare.workers} encoder(s) for {work.job.place}")
         self._connect(ray, worker_env)
+        self.warnings.take_back()
         try:
             run(work, progress, self.narrator.hear)
         finally:

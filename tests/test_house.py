@@ -29,6 +29,7 @@ TESTED_ELSEWHERE = {
     "diffussm/config/kubernetes.py": "tests/launch/kubernetes/test_render.py gives it right and wrong values",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "cluster/controller.py": "runs inside Ray's controller: tests/cluster/test_trainer.py kills workers",
+    "cluster/chaos/__main__.py": "a command for whole runs: tests/chaos/test_long.py runs it",
     "cluster/overseer.py": "a thread beside Ray's trainer: tests/cluster/test_trainer.py hears through it",
     "cluster/pulse.py": "a thread of Ray's workers: tests/cluster/test_trainer.py hears through it",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import threading
 import time
@@ -18,16 +19,18 @@ from typing import Any
 
 import pytest
 
-from cluster.chaos.compare import compare
+from cluster.chaos.compare import Comparison, compare
 from cluster.preempt import Warnings
 from diffussm.config.schema import Config
-from diffussm.errors import Preempted
+from diffussm.errors import DiffuSSMError, Preempted
 from diffussm.train.control import Level, Wish
 from tests.chaos.nodes import Nodes
 from tests.runs import BATCH, metrics, tiny_run
 
-STEPS = 24
-SAVE = 4
+STEPS, LONG = 150, 500
+"""Steps of a run, and of one that loses a node; a step takes some 30 ms."""
+SAVE = 20
+"""Steps between two checkpoints."""
 
 Record = dict[str, Any]
 
@@ -40,17 +43,22 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def calm(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The run that is left alone."""
+    """The run that is left alone, as long as the longest of the others."""
     folder = tmp_path_factory.mktemp("chaos")
-    cfg = tiny_run(folder, workers=2, images=STEPS * BATCH, checkpoint_images=SAVE * BATCH)
+    cfg = tiny_run(folder, workers=2, images=LONG * BATCH, checkpoint_images=SAVE * BATCH)
     cfg.name = "calm"
     fit(cfg)
-    assert len(metrics(cfg)) == STEPS
+    assert len(metrics(cfg)) == LONG
     return cfg
 
 
-def named(calm: Config, name: str, **cluster: Any) -> Config:
-    return replace(calm, name=name, cluster=replace(calm.cluster, **cluster))
+def named(calm: Config, name: str, steps: int = STEPS, **cluster: Any) -> Config:
+    train = replace(calm.train, images=steps * BATCH)
+    return replace(calm, name=name, train=train, cluster=replace(calm.cluster, **cluster))
+
+
+def held_against(calm: Config, cfg: Config) -> Comparison:
+    return compare([record for record in metrics(calm) if record["images"] <= cfg.train.images], metrics(cfg))
 
 
 def fit(
@@ -97,17 +105,36 @@ def summary(cfg: Config, attempt: int = 1) -> Record:
     return json.loads(Path(cfg.storage, cfg.name, "attempts", str(attempt), "postmortem", "summary.json").read_text())
 
 
+def test_a_killed_rank_is_replaced(calm: Config) -> None:
+    cfg = named(calm, "killed")
+    rank = secrets.randbelow(2)
+    said = fit(cfg, once_at(50 * BATCH, lambda: os.kill(pids(cfg)[rank], signal.SIGKILL)))
+    (failure,) = failures(said)
+    assert failure["decision"] == "restart", failure
+    assert failure["cause"] in ("worker died", "connection lost")
+    assert summary(cfg)["images"] >= 50 * BATCH
+    assert held_against(calm, cfg).bit_equal
+
+
 def test_a_stopped_rank_is_named_with_its_phase_and_the_group_restarted(calm: Config) -> None:
-    cfg = named(calm, "stopped", hang_s=12)
-    act = lambda: threading.Thread(target=lambda: os.kill(pids(cfg)[1], signal.SIGSTOP)).start()  # noqa: E731
-    said = fit(cfg, once_at(6 * BATCH, act))
+    cfg = named(calm, "stopped", hang_s=8)
+    said = fit(cfg, once_at(50 * BATCH, lambda: os.kill(pids(cfg)[1], signal.SIGSTOP)))
     assert [(f["cause"], f["decision"]) for f in failures(said)] == [("hang", "restart")]
     assert "rank 1" in failures(said)[0]["reason"]
     assert "its process is stopped" in failures(said)[0]["reason"]
     folder = Path(cfg.storage, cfg.name, "attempts", "1", "postmortem")
     assert "loop.py" in (folder / "stacks-rank0.txt").read_text(), "where the other rank waited"
     assert summary(cfg)["ranks"]["1"]["state"] == "stopped"
-    assert compare(metrics(calm), metrics(cfg)).bit_equal
+    assert held_against(calm, cfg).bit_equal
+
+
+def test_an_exception_in_the_first_step_never_loops(calm: Config) -> None:
+    cfg = named(calm, "wrong")
+    cfg.model = replace(cfg.model, backend="no-such-backend")
+    said: list[Record] = []
+    with pytest.raises(DiffuSSMError):
+        fit(cfg, said.append)
+    assert [(f["cause"], f["decision"]) for f in failures(said)] == [("user's error", "stop")]
 
 
 def test_a_warning_makes_all_ranks_save_and_the_next_start_goes_on_at_that_step(calm: Config) -> None:
@@ -118,34 +145,29 @@ def test_a_warning_makes_all_ranks_save_and_the_next_start_goes_on_at_that_step(
         warnings.wish = Wish(Level.LEAVE, time.time() + 30, "SIGTERM to the driver")
 
     with pytest.raises(Preempted, match="saved at"):
-        fit(cfg, once_at(5 * BATCH, warn), warnings)
+        fit(cfg, once_at(50 * BATCH, warn), warnings)
     stopped = max(record["images"] for record in metrics(cfg))
     assert stopped < STEPS * BATCH
     said = fit(cfg)
     assert [record["images"] for record in said if record.get("event") == "resumed"] == [stopped], "no step is lost"
-    assert compare(metrics(calm), metrics(cfg)).bit_equal
+    assert held_against(calm, cfg).bit_equal
 
 
 def test_a_lost_node_shrinks_the_group_and_a_new_one_lets_it_grow_again(calm: Config, nodes: Nodes) -> None:
-    cfg = named(calm, "elastic", min_workers=1)
-    cfg.train = replace(cfg.train, images=4 * STEPS * BATCH)
-    long = named(calm, "calm")
-    long.train = cfg.train
-    fit(long)  # the calm run goes on as far as this one will
+    cfg = named(calm, "elastic", LONG, min_workers=1)
     returned = threading.Event()
+    lose = once_at(50 * BATCH, lambda: nodes.kill(pids(cfg)[1]))
 
     def hear(record: Record) -> None:
         lose(record)
-        alone = record.get("event") in ("resumed", "started") and record.get("world_size") == 1
-        if alone and not returned.is_set():
+        if record.get("event") == "resumed" and record.get("world_size") == 1 and not returned.is_set():
             returned.set()
-            threading.Thread(target=nodes.add).start()
+            nodes.add()
 
-    lose = once_at(6 * BATCH, lambda: nodes.kill(pids(cfg)[1]))
     said = fit(cfg, hear)
     sizes = [record["world_size"] for record in said if record.get("event") in ("started", "resumed")]
     assert sizes == [2, 1, 2]
     causes = [(f["cause"], f["decision"]) for f in failures(said)]
     assert causes == [("node lost", "shrink"), ("regroup", "grow")]
-    result = compare(metrics(long), metrics(cfg))
+    result = held_against(calm, cfg)
     assert result.equal, str(result)

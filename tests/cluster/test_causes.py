@@ -66,6 +66,8 @@ def test_a_dead_worker_on_a_lost_node_is_a_lost_node() -> None:
     evidence = Evidence(lost_nodes=frozenset({"abc"}), node_of_rank={0: "def", 1: "abc"})
     assert diagnose(WorkerGroupError("", {0: ECHO, 1: dead()}), evidence).cause is Cause.NODE
     assert diagnose(WorkerGroupError("", {0: dead(), 1: ECHO}), evidence).cause is Cause.WORKER
+    found = diagnose(WorkerGroupError("", {0: ECHO}), evidence)
+    assert (found.cause, found.rank) == (Cause.NODE, 1), "the echo comes before Ray misses the rank itself"
 
 
 def test_the_watchdogs_verdict_outweighs_what_its_kill_left_behind() -> None:

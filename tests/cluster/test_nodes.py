@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import replace
+
 import pytest
 
-from cluster.nodes import Node, capacity, usable
+from cluster.nodes import Node, capacity, reached, usable
+from tests.distributed import free_port
 
 FOUND = [
     Node("a", True, "10.0.0.1", {"CPU": 8.0, "GPU": 2.0}),
@@ -17,6 +21,13 @@ FOUND = [
 def test_dead_drained_and_excluded_nodes_hold_nothing() -> None:
     assert [node.id for node in usable(FOUND, set())] == ["a", "d"]
     assert [node.id for node in usable(FOUND, {"a"})] == ["d"]
+
+
+def test_a_node_whose_raylet_takes_no_connection_is_dead_before_ray_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        port = raylet.getsockname()[1]
+        there, gone = (Node(name, True, "127.0.0.1", port=at) for name, at in (("a", port), ("b", free_port())))
+        assert [node.alive for node in reached([there, gone, replace(there, alive=False)])] == [True, False, False]
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "workers"), [(1, 0, 11), (2, 0, 5), (4, 0, 2), (1, 1, 2), (0.1, 0, 110)])

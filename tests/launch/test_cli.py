@@ -18,7 +18,7 @@ from launch import cli, local
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
     "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
-    "submit", "status", "logs", "stop", "list", "doctor", "bench",
+    "submit", "status", "logs", "stop", "list", "chaos", "doctor", "bench",
 )  # fmt: skip
 WITHOUT_CONFIG = ("data", "checkpoints", "ema", "status", "logs", "stop", "list", "doctor", "bench")
 
@@ -165,7 +165,7 @@ def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str,
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_CONFIG])
 def test_a_wrong_config_starts_nothing(command: str, minimal: str, started: list[list[str]]) -> None:
-    required = ["--to", "out"] if command == "export" else []
+    required = {"export": ["--to", "out"], "chaos": ["--plan", "plan.yaml"]}.get(command, [])
     with pytest.raises(ConfigError):
         CliRunner().invoke(cli.app, [command, minimal, "train.imags=3", *required], catch_exceptions=False)
     assert started == []
