@@ -47,6 +47,7 @@ class Stages:
         """Make local places absolute, because workers start in folders of their own."""
         cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
+        cfg.train.start_from = absolute(cfg.train.start_from)
         cfg.data.labels = absolute(cfg.data.labels)
         cfg.sample.weights = absolute(cfg.sample.weights)
         cfg.data.more = [f"{side}={absolute(place)}" for side, place in map(split, cfg.data.more)]
@@ -228,11 +229,13 @@ class Stages:
             StorageError: the run's place cannot be written.
             ConfigError: a frozen key differs from the run's; an unknown preset, operator backend or extractor.
             MissingError: GPUs, or the extractor's weights, are not there.
+            DataError: the run to start from has no such checkpoint.
         """
         import torch
 
         from diffussm.evaluate.extractors import open_extractor
         from diffussm.ops import registry
+        from diffussm.train import lineage
 
         cfg = self.cfg
         resolve(cfg.model)
@@ -249,6 +252,8 @@ class Stages:
             )
         self.store.check_writable()
         self._check_frozen()
+        if cfg.train.start_from and next(self.store.keys("checkpoints/"), None) is None:
+            lineage.check(cfg.train.start_from)
 
     def _check_frozen(self) -> None:
         """Refuse a config that differs from the run's in a frozen key, once there is a checkpoint made with it."""

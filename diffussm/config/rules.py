@@ -252,6 +252,10 @@ def _diffusion_problems(cfg: Config) -> Iterator[str]:
 
 def _train_problems(cfg: Config) -> Iterator[str]:
     train = cfg.train
+    if train.start_from and not _is_place(train.start_from):
+        yield f"train.start_from: found {train.start_from!r}; allowed: a run's folder or s3://bucket/prefix/run"
+    if train.start_from.partition("/checkpoints/")[0].rstrip("/") == f"{cfg.storage.rstrip('/')}/{cfg.name}":
+        yield f"train.start_from: found {train.start_from!r}; allowed: another run than this one"
     if train.images < train.global_batch:
         yield f"train.images: found {train.images}; allowed: one train.global_batch = {train.global_batch} or more"
     if train.warmup_images + train.decay_images > train.images:

@@ -226,6 +226,8 @@ class TrainConfig:
     """Numbers in the snapshots: fp32, or bf16 or fp16 in half the room (a slice that fp16 cannot hold stays fp32)."""
     keep_ema_snapshots: int = 0
     """Newest snapshots that are kept; 0 keeps all, and lengths can be made as of any time of the training."""
+    start_from: str = ""
+    """Run whose newest checkpoint, or <run>/checkpoints/<images>, gives the first weights, averages and moments."""
     log_images: int = 25_600
     """Images between two logged lines."""
     max_nonfinite_steps: int = 20
