@@ -83,7 +83,7 @@ def sample(
 
 @app.command()
 def evaluate(
-    run: o.Run,
+    run: o.RunOrCheckpoint,
     overrides: o.Overrides = o.NO_OVERRIDES,
     images: o.Images = None,
     weights: o.Weights = None,

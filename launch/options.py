@@ -10,7 +10,7 @@ from diffussm.errors import UsageError
 
 Version = Annotated[bool, Option("--version", help="Say the version.")]
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
-Run = Annotated[
+RunOrCheckpoint = Annotated[
     str, Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder, one of its checkpoints, or a YAML file.")
 ]
 Overrides = Annotated[
