@@ -249,7 +249,7 @@ class Stages:
 
         torch.set_num_threads(max(torch.get_num_threads(), self.cfg.cluster.threads_per_worker))
 
-    def _connect(self, ray: Any, worker_env: dict[str, str], workers: int) -> None:
+    def _connect(self, ray: Any, worker_env: dict[str, str], workers: int = 0) -> None:
         cluster = self.cfg.cluster
         runtime_env = {"env_vars": worker_env}
         if cluster.address:

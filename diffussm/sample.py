@@ -110,10 +110,22 @@ class Painter:
 
         Picture i depends on (sample.seed, first_index + i, label) and the weights, not on how many are drawn at once.
         """
+        return self.decoder.decode(self.latents(labels, first_index, progress))
+
+    def latents(
+        self,
+        labels: Sequence[int],
+        first_index: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        initial: Tensor | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """One latent for each label, (N, C, h, w); `initial` and `watch` as in `diffusion.sampling.sample`."""
         cfg, latent = self.cfg.sample, self.passport.latent
         bf16 = _is_bf16(self.cfg, self.device)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            latents = sample(
+            return sample(
                 self.model,
                 self.process,
                 torch.tensor(labels, dtype=torch.int64),
@@ -127,8 +139,9 @@ class Painter:
                 null_class=latent.classes,
                 device=self.device,
                 progress=progress,
-            )  # (N, C, H, W)
-        return self.decoder.decode(latents)
+                initial=initial,
+                watch=watch,
+            )  # (N, C, h, w)
 
     def batches(self, labels: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Iterator[Pictures]:
         """Pictures for many labels, `sample.batch` at a time. `progress` is told (network passes done, in all)."""

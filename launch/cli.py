@@ -166,6 +166,15 @@ def ema(run: o.Run, length: o.Length, at: o.At = None, to: o.ToFile = "", dry_ru
 
 
 @app.command()
+def report(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, to: o.Page = "") -> None:
+    """Write one HTML page that tells the run's story.
+
+    Curves, samples, scores, where the time went, faults, config: in one file that opens anywhere, also while it runs.
+    """
+    local.run(local.report(local.read(config, overrides), {"to": to}))
+
+
+@app.command()
 def config(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
     """Explain all keys, or show one config.
 
@@ -193,13 +202,6 @@ def plan(
 
     cfg, sizes = local.read(config, overrides).cfg, o.numbers("--workers", workers)
     typer.echo(planning.as_json(cfg, sizes) if as_json else planning.report(cfg, sizes))
-
-
-@app.command()
-def report(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES) -> None:
-    """Say where the time of a run went."""
-    job = local.read(config, overrides)
-    local.run(local.report(job))
 
 
 @app.command()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from diffussm.errors import ConfigError
-from diffussm.naming import RunPaths
 
 if TYPE_CHECKING:
     from diffussm.config import Config
@@ -90,6 +89,11 @@ def export(job: Job, flags: Mapping[str, object]) -> list[str]:
     return [*_module("diffussm.export"), *_flags(flags), job.path, *job.overrides]
 
 
+def report(job: Job, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm report`."""
+    return [*_module("diffussm.observe.report"), *_flags(flags), job.path, *job.overrides]
+
+
 def preflight(job: Job | None) -> list[str]:
     """The command line of `diffussm doctor`."""
     return [*_module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
@@ -104,11 +108,6 @@ def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
         elif value is not None and value is not False and value != "":
             command += [f"--{name}", str(value)]
     return command
-
-
-def report(job: Job) -> list[str]:
-    """The command line of `diffussm report`."""
-    return [*_module("diffussm.observe.report"), RunPaths(job.cfg.storage, job.cfg.name).root]
 
 
 def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from diffussm.config.schema import PlanConfig
+from diffussm.config.schema_jobs import PlanConfig
 from diffussm.errors import ConfigError
 
 

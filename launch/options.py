@@ -39,6 +39,7 @@ Npz = Annotated[str, Option(metavar="FILE", help="Also write the pictures as .np
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 
 To = Annotated[str, Option(metavar="DIR", help="Folder to be made.")]
+Page = Annotated[str, Option(metavar="FILE", help="Where the page goes (default: report.html in the run).")]
 Licence = Annotated[str, Option(metavar="SPDX", help="Licence named in the model card.")]
 Push = Annotated[str, Option(metavar="OWNER/NAME", help="Also upload to this place on Hugging Face's hub.")]
 Workers = Annotated[str, Option(metavar="N,N,...", help="Numbers of workers to compare (default: the config's).")]

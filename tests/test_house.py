@@ -25,6 +25,8 @@ ENTRY_LINES = {"cluster/driver.py": 100}
 
 TESTED_ELSEWHERE = {
     "diffussm/checkpoint/__main__.py": "tests/diffussm/checkpoint/test_catalog.py calls it as the command does",
+    "diffussm/config/schema_jobs.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
+    "diffussm/config/kubernetes.py": "tests/launch/kubernetes/test_render.py gives it right and wrong values",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "cluster/controller.py": "runs inside Ray's controller: tests/cluster/test_trainer.py kills workers",
     "cluster/overseer.py": "a thread beside Ray's trainer: tests/cluster/test_trainer.py hears through it",
@@ -39,6 +41,12 @@ TESTED_ELSEWHERE = {
     "diffussm/data/ledger.py": "tests/diffussm/data/test_encode.py stops work in the middle and goes on",
     "diffussm/data/shards.py": "tests/diffussm/data/test_encode.py reads what it writes",
     "diffussm/data/source.py": "the base of all sources: tests/diffussm/data/test_images.py",
+    "diffussm/observe/report/__main__.py": "tests/diffussm/observe/report/test_gather.py runs it as a command",
+    **{
+        f"launch/kubernetes/{name}.py": "tests/launch/kubernetes/test_render.py holds what they make against schemas"
+        for name in ("grace", "names", "pods", "schema")
+    },
+    "launch/target.py": "a protocol: tests/launch/kubernetes/test_target.py uses one that fulfils it",
     "diffussm/ops/api.py": "the face of library.py: tests/diffussm/ops/test_library.py calls everything through it",
     "diffussm/ops/cuda_nvrtc.py": "compiles the CUDA source: tests/diffussm/ops/test_budget.py; on a card tests/gpu",
     "diffussm/ops/cuda_tables.py": "data of the CUDA kernel: tests/diffussm/ops/test_cuda.py convolves with it",

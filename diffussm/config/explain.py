@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from diffussm.config import schema
+from diffussm.config import schema, schema_jobs
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,15 @@ def table() -> dict[str, Key]:
 def nearest(name: str) -> str:
     """The known key most like the unknown dotted `name`, or "" when none is alike.
 
-    A right last part in a wrong section counts more than a similar spelling of the whole: `lr` means `train.lr`.
+    A slip within the right section counts most; then a right last part in a wrong section counts more than a similar
+    spelling of the whole: `lr` means `train.lr`.
     """
     names = [key.name for key in describe(sections=True)]
-    last = name.rpartition(".")[2]
+    section, _, last = name.rpartition(".")
+    beside = [known for known in names if section and known.rpartition(".")[0] == section]
+    slip = difflib.get_close_matches(name, beside, n=1, cutoff=0.85)
+    if slip:
+        return slip[0]
     same_last = [known for known in names if known.rpartition(".")[2] == last]
     whole = difflib.get_close_matches(name, same_last or names, n=1, cutoff=0.6)
     if whole:
@@ -106,7 +111,8 @@ def nearest(name: str) -> str:
 def _help_strings() -> dict[tuple[str, str], str]:
     """Help by (class name, field name): the string expression that follows the field in the source."""
     found: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    body = [node for module in (schema, schema_jobs) for node in ast.parse(inspect.getsource(module)).body]
+    for node in body:
         if not isinstance(node, ast.ClassDef):
             continue
         for field, after in zip(node.body, node.body[1:], strict=False):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffussm.config import plan
+from diffussm.config import kubernetes, plan
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.config.sets import split
 from diffussm.errors import ConfigError
@@ -116,6 +116,7 @@ _RANGES: dict[str, Rule] = {
     "evaluate.block_images": _at_least(1),
     "evaluate.workers": _at_least(0),
     "observe.project": _TEXT,
+    **kubernetes.RANGES,
     "plan.machine": _TEXT,
     "plan.gpus_per_node": _at_least(1),
     "plan.efficiency": ((lambda value: 0 <= value <= 1), "a number from 0 to 1; 0 takes the table's"),
@@ -139,6 +140,7 @@ def check(cfg: Config) -> None:
             *_ema_problems(cfg),
             *_checkpoint_problems(cfg),
             *_batch_problems(cfg),
+            *kubernetes.problems(cfg.kubernetes),
         ]
     if problems:
         raise ConfigError("\n".join(problems), "`diffussm config` explains each key")

@@ -12,6 +12,8 @@ from typing import Optional
 
 from omegaconf import MISSING
 
+from diffussm.config.schema_jobs import KubernetesConfig, PlanConfig
+
 
 class Source(Enum):
     """Where training images come from."""
@@ -359,26 +361,6 @@ class ObserveConfig:
 
 
 @dataclass
-class PlanConfig:
-    """What `diffussm plan` cannot know from the run itself."""
-
-    machine: str = "H100"
-    """Row of the table of cards: A100, H100, H200 or B200."""
-    gpus_per_node: int = 8
-    """GPUs in one node."""
-    efficiency: float = 0.0
-    """Fraction of the card's peak that training reaches; 0 takes the table's."""
-    gpu_hour_price: float = 0.0
-    """Price of one GPU for one hour; 0 takes the table's."""
-    store_bytes_per_s: float = 1e9
-    """Bytes that one node writes to the store in a second."""
-    dataset_images: int = 0
-    """Number of images in the data set, for as long as its latents are not made; 0: not known."""
-    dataset_classes: int = 0
-    """Number of classes, likewise; 0: those of data.classes."""
-
-
-@dataclass
 class Config:
     """A run: everything that decides its result, and where it lives."""
 
@@ -410,3 +392,5 @@ class Config:
     """Logging."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """Cost."""
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    """Kubernetes job."""

@@ -37,6 +37,8 @@ def sample(
     first_index: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    initial: Tensor | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw one latent for each label.
 
@@ -56,6 +58,8 @@ def sample(
         first_index: index of the first picture in the whole set.
         device: where the model is.
         progress: called after each step with (steps done, steps).
+        initial: (N, C, H, W) noise to begin with, instead of the pictures' own; noise of later steps stays theirs.
+        watch: called after each step with (steps done, the (N, C, H, W) latents as they are then).
 
     Returns:
         (N, C, H, W) float32 latents on `device`, at the scale the model was trained at.
@@ -70,7 +74,7 @@ def sample(
     scheduler = _scheduler(kind, chain)
     labels = labels.to(device=device, dtype=torch.int64)  # (N,)
     x, generators = _noise(seed, first_index, len(labels), latent)  # (N, C, H, W)
-    x = x.to(device)
+    x = (x if initial is None else initial).to(device)
     if len(labels) == 0:
         return x
     for done, index in enumerate(reversed(range(steps)), start=1):
@@ -84,6 +88,8 @@ def sample(
             # The deterministic samplers have no covariance. It is cut off here because DPMSolverMultistepScheduler,
             # told of a learned one, would keep 3 channels whatever their number.
             x = scheduler.step(output[:, : latent[0]], index, x, return_dict=False)[0]  # (N, C, H, W)
+        if watch is not None:
+            watch(done, x)
         if progress is not None:
             progress(done, steps)
     return x

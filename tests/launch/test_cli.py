@@ -17,8 +17,8 @@ from launch import cli, local
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
-    "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "config", "plan",
-    "report", "doctor", "bench",
+    "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
+    "doctor", "bench",
 )  # fmt: skip
 WITHOUT_CONFIG = ("data", "checkpoints", "ema", "doctor", "bench")
 
@@ -86,7 +86,6 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
     invoke("data", "run", "--pictures", "2")
     invoke("train", minimal)
     invoke("evaluate", minimal, "--images", "500", "--checkpoint", "256")
-    invoke("report", minimal, "storage=s3://bucket/runs", "name=r")
     invoke("doctor")
     invoke("doctor", minimal)
     assert started == [
@@ -95,7 +94,6 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
         ["diffussm.data", "--pictures", "2", "run"],
         ["cluster.driver", minimal],
         ["cluster.driver", "--only", "evaluate", "--checkpoint", "256", minimal, "evaluate.images=500"],
-        ["diffussm.observe.report", "s3://bucket/runs/r"],
         ["cluster.preflight"],
         ["cluster.preflight", minimal],
     ]
@@ -169,6 +167,11 @@ def test_options_of_checkpoints_that_contradict_are_refused(
     with pytest.raises(UsageError, match=words):
         CliRunner().invoke(cli.app, ["checkpoints", "runs/a", *options], catch_exceptions=False)
     assert started == []
+
+
+def test_report_passes_its_flag(minimal: str, started: list[list[str]]) -> None:
+    invoke("report", minimal, "--to", "page.html")
+    assert started == [["diffussm.observe.report", "--to", "page.html", minimal]]
 
 
 def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:

@@ -1,0 +1,159 @@
+"""The report as one HTML page that needs nothing else: no network, no folder beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffussm.config.explain import describe, plain_text
+from diffussm.observe.goodput import CAUSES
+from diffussm.observe.log import duration
+from diffussm.observe.report.figures import figures, is_fault, stamp, told
+from diffussm.observe.report.gather import Grid, Story
+
+TEMPLATE = "page.html.j2"
+MOST_EVENTS = 400
+"""Newest events that the table lists; the timeline shows all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key of the config."""
+
+    key: str
+    value: str
+    default: str
+    help: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether the run's value is not the default."""
+        return self.value != self.default
+
+
+def render(story: Story, *, now: float | None = None) -> str:
+    """The page of a run; `now` is the time it is written at, in seconds since 1970."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("diffussm.observe.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    plain, variants = [g for g in story.grids if not g.variant], [g for g in story.grids if g.variant]
+    charts = figures(story)
+    return environment.get_template(TEMPLATE).render(
+        story=story,
+        tiles=tiles(story),
+        state=state(story),
+        written=stamp(time.time() if now is None else now),
+        charts=charts,
+        charts_json=for_script(charts),
+        grids=[{"images": g.images, "source": source(g)} for g in plain],
+        grids_json=for_script([{"images": f"{g.images:,}", "source": source(g)} for g in plain]),
+        variants=[{"images": g.images, "variant": g.variant, "source": source(g)} for g in variants],
+        comparison=comparison(story.evaluations),
+        goodput=[(cause, story.goodput.seconds[cause], meaning) for cause, meaning in CAUSES.items()],
+        events=[
+            (stamp(e.get("time", 0.0)), e.get("attempt", ""), told(e), is_fault(e))
+            for e in story.events[-MOST_EVENTS:][::-1]
+        ],
+        config=rows(story.config),
+        environment=environment_rows(story),
+        plotly=get_plotlyjs(),
+    )
+
+
+def state(story: Story) -> str:
+    """finished, trained, stopped, or underway: what the run's own files say."""
+    if story.summary is not None:
+        return "finished"
+    last = str(story.events[-1].get("event", "")) if story.events else ""
+    if last in ("stopped", "preempted"):
+        return last
+    return "trained" if last == "trained" else "underway or interrupted"
+
+
+def tiles(story: Story) -> list[tuple[str, str, str]]:
+    """(what, value, remark) for the row of numbers at the top."""
+    total, faults = story.total_images, sum(map(is_fault, story.events))
+    last: Mapping[str, Any] = story.metrics[-1] if story.metrics else {}
+    share = f"{story.images / total:.1%} of {total:,}" if total else ""
+    made = [("images", f"{story.images:,}", share)]
+    if last.get("images_per_s"):
+        rate = float(last["images_per_s"])
+        left = duration((total - story.images) / rate) if total > story.images else ""
+        made.append(("images/s", f"{rate:,.1f}", f"to go {left}" if left else ""))
+    if last.get("loss") is not None:
+        made.append(("loss", f"{last['loss']:.4f}", f"step {last.get('step', 0):,}"))
+    scored = [e for e in story.evaluations if isinstance(e.get("value"), int | float)]
+    if scored:
+        newest = scored[-1]
+        floor = newest.get("floor")
+        remark = f"n = {newest.get('n', 0):,}" + (
+            f"; real against real {floor:.1f}" if isinstance(floor, float) else ""
+        )
+        made.append((str(newest.get("metric", "score")), f"{newest['value']:.2f}", remark))
+    if story.goodput.total_s > 0:
+        made.append(("goodput", f"{story.goodput.fraction:.1%}", f"of {duration(story.goodput.total_s)}"))
+    made.append(("starts", f"{len(story.attempts)}", f"{faults} fault{'s' if faults != 1 else ''}"))
+    return made
+
+
+def rows(config: Mapping[str, Any]) -> list[Row]:
+    """Every key of the schema with the run's value. A key that the run's config does not have is left out."""
+    made = []
+    for key in describe():
+        value: Any = config
+        for part in key.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+            if value is None:
+                break
+        if value is not None or key.optional:
+            made.append(Row(key.name, plain_text(value), key.default_text, key.help))
+    return made
+
+
+def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One line for each evaluation: weights, guidance and sampler beside the score, so that settings compare."""
+    lines = []
+    for result in evaluations:
+        sampler = result.get("sampler") or {}
+        value, floor = result.get("value"), result.get("floor")
+        lines.append(
+            {
+                "images": f"{result['at_images']:,}",
+                "metric": str(result.get("metric", "?")),
+                "value": f"{value:.2f}" if isinstance(value, int | float) else "-",
+                "floor": f"{floor:.2f}" if isinstance(floor, int | float) else "-",
+                "n": f"{result.get('n', 0):,}",
+                "weights": str(sampler.get("ema", "-")),
+                "guidance": str(sampler.get("guidance", "-")),
+                "sampler": f"{sampler.get('sampler', '-')}, {sampler.get('steps', '-')} steps",
+            }
+        )
+    return lines
+
+
+def environment_rows(story: Story) -> list[tuple[str, str]]:
+    """Software of the newest checkpoint, and where each attempt ran."""
+    made = [(name, str(version)) for name, version in sorted(story.versions.items())]
+    for record in story.attempts:
+        known = {k: v for k, v in record.items() if k not in ("attempt", "time")}
+        when = f"{stamp(record['time'])} UTC; " if "time" in record else ""
+        made.append((f"start {record['attempt']}", when + ", ".join(f"{k} {v}" for k, v in known.items())))
+    return made
+
+
+def source(grid: Grid) -> str:
+    """A picture as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(grid.png).decode()
+
+
+def for_script(value: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")

@@ -1,0 +1,1 @@
+"""A run as a KubeRay RayJob: rendered as typed objects, checked against the cluster's schema, applied, followed."""

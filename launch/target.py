@@ -1,0 +1,91 @@
+"""What every place to run in has in common: the seam between the verbs of the command line and the schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from diffussm.config.schema import Config
+from diffussm.naming import RunPaths
+
+PREFIX = "diffussm-"
+"""Of the names of our jobs, so that they are told from others."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked config on its way to a scheduler."""
+
+    cfg: Config
+    """Local places are absolute."""
+    config: str
+    """What differs from the defaults, as YAML: what the job reads."""
+    variants: tuple[tuple[str, ...], ...] = ()
+    """Of a sweep: the overrides of each run, its name among them."""
+
+    @property
+    def job_name(self) -> str:
+        """Under which the scheduler knows it."""
+        return PREFIX + self.cfg.name
+
+    @property
+    def root(self) -> str:
+        """The run's folder or prefix; of a sweep, the place that holds its runs."""
+        return self.cfg.storage if self.variants else RunPaths(self.cfg.storage, self.cfg.name).root
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as its scheduler sees it."""
+
+    id: str
+    run: str
+    """Name of the run or sweep."""
+    state: str
+    """The scheduler's own word."""
+    alive: bool
+    """Whether it runs or waits to run."""
+    where: str
+    """Nodes it has, or the reason why it waits."""
+    restarts: int
+    root: str
+    """Where the run lies; "" if the scheduler has forgotten."""
+    log: str
+    """File of its output; "" if there is none."""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        again = f", restart {self.restarts}" if self.restarts else ""
+        return f"{self.run}  job {self.id}: {self.state.lower()}{again}{f' ({self.where})' if self.where else ''}"
+
+
+class Target(Protocol):
+    """A place to run in: Slurm, Kubernetes, this machine."""
+
+    @property
+    def name(self) -> str:
+        """As `--to` says it."""
+
+    def render(self, submission: Submission) -> str:
+        """The job as text, the same for the same submission. Pure."""
+
+    def submit(self, submission: Submission) -> str:
+        """Hand the job over and return its id.
+
+        Raises:
+            UsageError: a job of that name is there already.
+            MissingError: the scheduler's tools are not on this machine, or it refused.
+        """
+
+    def jobs(self, run: str = "") -> list[Job]:
+        """Jobs of one run, or all of ours, those alive first. Empty when the scheduler knows none."""
+
+    def stop(self, job: Job, now: bool) -> str:
+        """Let the job save and leave, or with `now` end it at once; returns what was done, for people."""
+
+
+def find(targets: Sequence[Target], run: str) -> list[tuple[Target, Job]]:
+    """The jobs of a run in every place."""
+    return [(target, job) for target in targets for job in target.jobs(run)]
