@@ -63,7 +63,8 @@ class Beside:
 
     def hear(self, message: dict[str, Any]) -> None:
         """Note a record of the workers; returns at once."""
-        if message.get("event") == "saved":
+        # Those on the node's own folder are many, and this process may not see them.
+        if message.get("event") == "saved" and message.get("tier") == "storage":
             self._saved.put(int(message["images"]))
 
     def close(self, *, finish: bool) -> None:

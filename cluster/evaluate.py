@@ -121,6 +121,26 @@ class Job:
         return result
 
 
+class Seat:
+    """A Ray worker's place. The first call loads the scorer: Ray takes what a constructor raises for a lost worker."""
+
+    def __init__(self, cfg: Config, images: int | None) -> None:
+        self._cfg, self._images = cfg, images
+
+    def ready(self) -> tuple[int, str, Plan]:
+        """Load everything; see `Scorer.ready`."""
+        self._scorer = Scorer(self._cfg, self._images)
+        return self._scorer.ready()
+
+    def make(self, index: int, pictures: bool) -> Report:
+        """See `Scorer.make`."""
+        return self._scorer.make(index, pictures)
+
+    def finish(self, reports: list[Report], seconds: float, count: int) -> Result:
+        """See `Scorer.finish`; progress of the reference has nowhere to go."""
+        return self._scorer.finish(reports, seconds, count, lambda more: None)
+
+
 class Pool:
     """Ray workers of one evaluation. One that is lost is replaced, within `cluster.max_failures`."""
 
@@ -131,7 +151,7 @@ class Pool:
         self._job, self._size, self._lost = job, count, 0
         self._images: int | None = job.images
         cluster = job.cfg.cluster
-        actor = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(Scorer)
+        actor = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(Seat)
         self._make_actor = lambda: actor.remote(job.cfg, self._images)
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
@@ -192,7 +212,7 @@ class Pool:
                     else:
                         self._idle.append(actor)
             last = self._idle[-1]
-            (ref,) = self._wait([last.finish.remote(reports, seconds, self._size, _count)])
+            (ref,) = self._wait([last.finish.remote(reports, seconds, self._size)])
             result: Result | None = self._result(ref)
             if result is not None:
                 return result
@@ -234,10 +254,6 @@ class Pool:
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, DiffuSSMError) else error from error
-
-
-def _count(more: int) -> None:
-    """Progress of the reference inside a Ray worker has nowhere to go."""
 
 
 def record(cfg: Config, store: Store, result: Result, key: str) -> None:

@@ -17,7 +17,8 @@ EXTRACTOR = "tests.diffussm.evaluate.test_custom:Channels"
 
 def scored_run(folder: Path, *, images: int = 8 * BATCH, **settings: Any) -> Config:
     """A trained run of `images` images with a checkpoint each 2 batches, whose evaluation takes a second."""
-    cfg = tiny_run(folder, images=images, checkpoint_images=2 * BATCH, keep_checkpoints=9)
+    cfg = tiny_run(folder, images=images, checkpoint_images=2 * BATCH)
+    cfg.checkpoint.keep = 9
     cfg.sample.batch, cfg.sample.guidance = 3, 1.5
     cfg.evaluate.images, cfg.evaluate.block_images, cfg.evaluate.extractor = 24, 5, EXTRACTOR
     for key, value in settings.items():

@@ -43,8 +43,8 @@ def store(cfg: Config) -> Store:
     return found
 
 
-def saved(images: int) -> dict[str, Any]:
-    return {"kind": "event", "event": "saved", "images": images}
+def saved(images: int, tier: str = "storage") -> dict[str, Any]:
+    return {"kind": "event", "event": "saved", "images": images, "tier": tier}
 
 
 def evaluated(store: Store) -> list[int]:
@@ -83,6 +83,7 @@ def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them
         for images in (2 * BATCH, 4 * BATCH, 6 * BATCH):
             beside.hear(saved(images))
         beside.hear({"kind": "progress", "images": 1})
+        beside.hear(saved(5 * BATCH, tier="local"))
         assert copied.wait(60)
         held = {key: store.read(key) for key in store.keys(f"checkpoints/{4 * BATCH:012d}/")}
         retain.delete(store, f"checkpoints/{4 * BATCH:012d}")

@@ -80,7 +80,7 @@ def test_the_result_and_everything_beside_it_is_stored(cfg: Config, store: Store
     assert line["score/FD-Channels"] == result.scores["FD-Channels"]["value"]
     assert list(store.keys("evaluations/partial")) == []
     checkpoint = results(cfg)[key]["checkpoint"]
-    assert (checkpoint["images"], checkpoint["weights"]) == (8 * BATCH, "plain")
+    assert (checkpoint["images"], checkpoint["weights"]) == (8 * BATCH, "ema-plain")
 
 
 def test_the_same_evaluation_is_not_made_twice(cfg: Config, store: Store) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
         found = result(self, ref)
         if isinstance(found, blocks.Report) and not killed:
             ours = psutil.Process().children(recursive=True)
-            killed.append(next(process.pid for process in ours if "ray::Scorer" in " ".join(process.cmdline())))
+            killed.append(next(process.pid for process in ours if "ray::Seat" in " ".join(process.cmdline())))
             os.kill(killed[0], signal.SIGKILL)
         return found
 

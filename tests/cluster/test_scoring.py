@@ -10,6 +10,7 @@ import pytest
 
 from cluster import scoring
 from cluster.scoring import Scorer
+from diffussm.checkpoint.store import LocalStore
 from diffussm.config.schema import Config
 from diffussm.data.latents import passport as read_passport
 from diffussm.errors import DataError
@@ -18,8 +19,11 @@ from diffussm.evaluate.reference import members
 from tests.evaluations import BATCH
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cfg(scored: Config) -> Config:
+    store = LocalStore(f"{scored.storage}/{scored.name}")
+    for key in list(store.keys("evaluations")):
+        store.delete(key)
     return scored
 
 
