@@ -85,7 +85,7 @@ def run(work: Work, progress: Progress, announce: Announce) -> None:
 
     Args:
         work: as `encode.begin` made it, for the device that workers have.
-        progress: called as units are done.
+        progress: called when the first worker is ready, and as units are done.
         announce: hears of workers that are ready (`host`, `pid`) or lost (`reason`).
 
     Raises:
@@ -105,6 +105,7 @@ class _Pool:
         self.done_images = work.done_images
         self.workers: list[Worker] = []
         self.losses = 0
+        self.began = False
         self.in_hand_at_loss: collections.Counter[int] = collections.Counter()
         self.job = ray.put(work.job)
         prepare = work.job.cfg.prepare
@@ -166,6 +167,9 @@ class _Pool:
         else:
             if worker.loading is not None:
                 worker.loading = None
+                if not self.began:
+                    self.began = True
+                    self.progress(self.done_images, self.work.ledger.plan.images)
                 self.announce({"kind": "event", "event": "encoder ready"} | result)
                 return
             unit = worker.in_hand.pop(ref)

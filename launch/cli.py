@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 
 import typer
 
 from diffussm import __version__
-from diffussm.errors import DiffuSSMError, UsageError
+from diffussm.errors import DiffuSSMError, ExitCode, UsageError
 from launch import local
 from launch import options as o
 
@@ -202,6 +204,74 @@ def plan(
 
     cfg, sizes = local.read(config, overrides).cfg, o.numbers("--workers", workers)
     typer.echo(planning.as_json(cfg, sizes) if as_json else planning.report(cfg, sizes))
+
+
+@app.command()
+def submit(
+    config: o.Config,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    to: o.Target = "slurm",
+    dry_run: o.DryRun = False,
+    sweep: o.Sweep = o.NO_OVERRIDES,
+) -> None:
+    """Hand a run over to a scheduler.
+
+    It trains, is put into the queue again when it is preempted, and resumes by itself. With --dry-run the whole job
+    and every check are shown, and nothing is started.
+    """
+    from launch import runs
+    from launch import submit as submitting
+
+    submission = submitting.prepare(config, overrides, sweep)
+    where = runs.target(to, submission.cfg)
+    if dry_run:
+        text, passed = submitting.dry_run(submission, where)
+        typer.echo(text)
+        raise typer.Exit(0 if passed else int(ExitCode.CONFIG))
+    typer.echo(submitting.submit(submission, where))
+
+
+@app.command()
+def status(run: o.Named, overrides: o.Overrides = o.NO_OVERRIDES, as_json: o.Json = False) -> None:
+    """Say where a run stands.
+
+    From the schedulers and the run's own storage, whatever machine it was submitted from.
+    """
+    from launch import runs
+
+    found = runs.status(run, overrides)
+    typer.echo(json.dumps(found, default=asdict, indent=1) if as_json else runs.told(found))
+
+
+@app.command()
+def logs(run: o.Named, overrides: o.Overrides = o.NO_OVERRIDES, lines: o.Lines = 50, follow: o.Follow = False) -> None:
+    """Show a run's output."""
+    from launch import runs
+
+    if follow:
+        local.run(runs.following(run, lines, overrides))
+    else:
+        for line in runs.logs(run, lines, overrides):
+            typer.echo(line)
+
+
+@app.command()
+def stop(run: o.Named, overrides: o.Overrides = o.NO_OVERRIDES, now: o.Now = False) -> None:
+    """Let a run save and leave.
+
+    It is not put into the queue again; submitted again it resumes.
+    """
+    from launch import runs
+
+    typer.echo(runs.stop(run, now, overrides))
+
+
+@app.command("list")
+def list_runs(storage: o.Storage = "") -> None:
+    """List jobs and runs."""
+    from launch import runs
+
+    typer.echo(runs.listing(storage))
 
 
 @app.command()

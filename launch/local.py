@@ -81,27 +81,27 @@ def run_of(path: str) -> tuple[str, int | None]:
 def driver(job: Job, stage: str = "", flags: Mapping[str, object] | None = None) -> list[str]:
     """The command line of a job; `stage` runs that stage alone, and flags that are None or empty are left out."""
     only = ["--only", stage] if stage else []
-    return [*_module("cluster.driver"), *only, *_flags(flags or {}), job.path, *job.overrides]
+    return [*module("cluster.driver"), *only, *_flags(flags or {}), job.path, *job.overrides]
 
 
 def export(job: Job, flags: Mapping[str, object]) -> list[str]:
     """The command line of `diffussm export`."""
-    return [*_module("diffussm.export"), *_flags(flags), job.path, *job.overrides]
+    return [*module("diffussm.export"), *_flags(flags), job.path, *job.overrides]
 
 
 def report(job: Job, flags: Mapping[str, object]) -> list[str]:
     """The command line of `diffussm report`."""
-    return [*_module("diffussm.observe.report"), *_flags(flags), job.path, *job.overrides]
+    return [*module("diffussm.observe.report"), *_flags(flags), job.path, *job.overrides]
 
 
 def preflight(job: Job | None) -> list[str]:
     """The command line of `diffussm doctor`."""
-    return [*_module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
+    return [*module("cluster.preflight"), *([job.path, *job.overrides] if job else [])]
 
 
 def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
     """The command line of `diffussm checkpoints` and `ema`; flags that are None, False or empty are left out."""
-    command = [*_module("diffussm.checkpoint"), what, run]
+    command = [*module("diffussm.checkpoint"), what, run]
     for name, value in flags.items():
         if value is True:
             command.append(f"--{name}")
@@ -112,12 +112,12 @@ def checkpoint(what: str, run: str, flags: Mapping[str, object]) -> list[str]:
 
 def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:
     """The command line of `diffussm data`."""
-    return [*_module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
+    return [*module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
 
 
 def bench(what: str, passed: Sequence[str]) -> list[str]:
     """The command line of `diffussm bench`."""
-    return [*_module("diffussm.bench"), what, *passed]
+    return [*module("diffussm.bench"), what, *passed]
 
 
 def run(command: Sequence[str]) -> NoReturn:
@@ -138,5 +138,6 @@ def _flags(flags: Mapping[str, object]) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
-def _module(name: str) -> list[str]:
+def module(name: str) -> list[str]:
+    """The command line that runs a module of ours."""
     return [sys.executable, "-P", "-m", name]

@@ -53,6 +53,14 @@ At = Annotated[int | None, Option(metavar="IMAGES", min=1, help="After how many 
 Length = Annotated[float, Option(help="Relative width sigma_rel of the average, 0.01 to 0.28.")]
 NoWrite = Annotated[bool, Option("--dry-run", help="Print the coefficients and the fit, write nothing.")]
 
+Named = Annotated[str, Argument(metavar="RUN", help="Name of a run, its config or its folder.")]
+Target = Annotated[str, Option("--to", metavar="TARGET", help="Where it runs: slurm, kubernetes or local.")]
+Sweep = Annotated[list[str], Option("--sweep", metavar="KEY=A,B", help="One run for each value (a job array).")]
+Lines = Annotated[int, Option(min=0, help="Last lines to show.")]
+Follow = Annotated[bool, Option("--follow", "-f", help="Go on showing what is added.")]
+Now = Annotated[bool, Option("--now", help="End it at once, without a save.")]
+Storage = Annotated[str, Option(metavar="URL", envvar="DIFFUSSM_STORAGE", help="Also list the runs in this storage.")]
+
 NO_OVERRIDES: list[str] = []
 
 Bench = Annotated[str, Argument(metavar="op|block|loop|data", help="What to measure.")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from diffussm.config.schema import Config
@@ -82,10 +84,15 @@ class Target(Protocol):
     def jobs(self, run: str = "") -> list[Job]:
         """Jobs of one run, or all of ours, those alive first. Empty when the scheduler knows none."""
 
+    def logs(self, job: Job, lines: int) -> Iterator[str]:
+        """The last lines of a job's output."""
+
     def stop(self, job: Job, now: bool) -> str:
         """Let the job save and leave, or with `now` end it at once; returns what was done, for people."""
 
 
-def find(targets: Sequence[Target], run: str) -> list[tuple[Target, Job]]:
-    """The jobs of a run in every place."""
-    return [(target, job) for target in targets for job in target.jobs(run)]
+def tail(file: str, lines: int) -> Iterator[str]:
+    """The last lines of a file; nothing if it is not there yet."""
+    if Path(file).exists():
+        with Path(file).open(errors="replace") as text:
+            yield from (line.rstrip("\n") for line in deque(text, maxlen=lines))

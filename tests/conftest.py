@@ -13,4 +13,4 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-pytest_plugins = ["tests.browser", "tests.distributed", "tests.s3"]
+pytest_plugins = ["tests.browser", "tests.distributed", "tests.s3", "tests.slurm"]

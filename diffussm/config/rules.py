@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffussm.config import kubernetes, plan
+from diffussm.config import kubernetes, plan, slurm
 from diffussm.config.schema import Config, PosEmbed, Source
 from diffussm.config.sets import split
 from diffussm.errors import ConfigError
@@ -117,6 +117,7 @@ _RANGES: dict[str, Rule] = {
     "evaluate.workers": _at_least(0),
     "observe.project": _TEXT,
     **kubernetes.RANGES,
+    **slurm.RANGES,
     "plan.machine": _TEXT,
     "plan.gpus_per_node": _at_least(1),
     "plan.efficiency": ((lambda value: 0 <= value <= 1), "a number from 0 to 1; 0 takes the table's"),
@@ -141,6 +142,7 @@ def check(cfg: Config) -> None:
             *_checkpoint_problems(cfg),
             *_batch_problems(cfg),
             *kubernetes.problems(cfg.kubernetes),
+            *slurm.problems(cfg.slurm),
         ]
     if problems:
         raise ConfigError("\n".join(problems), "`diffussm config` explains each key")

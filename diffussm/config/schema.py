@@ -12,7 +12,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from diffussm.config.schema_jobs import KubernetesConfig, PlanConfig
+from diffussm.config.schema_jobs import KubernetesConfig, PlanConfig, SlurmConfig
 
 
 class Source(Enum):
@@ -394,3 +394,5 @@ class Config:
     """Cost."""
     kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
     """Kubernetes job."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """Slurm job."""

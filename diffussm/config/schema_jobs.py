@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass
@@ -73,3 +74,65 @@ class KubernetesConfig:
     """User and group of all processes; not root."""
     read_only_root: bool = True
     """Whether the root file system of the pods is read-only; /tmp and the home folder are volumes."""
+
+
+class Container(Enum):
+    """What runs a container image on Slurm's nodes."""
+
+    none = "none"
+    pyxis = "pyxis"
+    apptainer = "apptainer"
+
+
+@dataclass
+class SlurmConfig:
+    """The job that `diffussm submit --to slurm` renders."""
+
+    partition: str = ""
+    """Partition, or several separated by commas; empty takes the cluster's default."""
+    account: str = ""
+    """Account that is charged; empty takes the user's default."""
+    qos: str = ""
+    """Quality of service; empty takes the default."""
+    constraint: str = ""
+    """Features that nodes must have, as Slurm writes them: gpu80gb&ib."""
+    exclude: str = ""
+    """Nodes not to use, as Slurm writes them: n[01-03]."""
+    gres: str = ""
+    """Generic resources of each node; empty: gpu:N for the N GPUs that its workers need."""
+    time_s: int = 86_400
+    """Time limit in seconds; before it ends the run is saved and put into the queue again; 0: the partition's."""
+    exclusive: bool = True
+    """Whether nodes are used alone."""
+    cpus_per_node: int = 0
+    """CPU cores of each node; 0: what its workers reserve and two more."""
+    node_memory_bytes: int = 0
+    """Memory in bytes of each node; 0: all of it on exclusive nodes, else the partition's default."""
+    warning_s: int = 300
+    """Seconds before the end at which Slurm warns; preemption's grace should be as long."""
+    max_restarts: int = 20
+    """Starts of the job after which an infrastructure error is given up; saved preemptions go on for ever."""
+    start_timeout_s: int = 300
+    """Seconds within which all nodes must have joined the Ray cluster."""
+    dependency: str = ""
+    """What must happen before, as Slurm writes it: afterok:1234, singleton."""
+    begin: str = ""
+    """Earliest start, as Slurm writes it: now+1hour, 2026-01-31T20:00."""
+    array_limit: int = 0
+    """Jobs of a sweep that run at the same time; 0: any number."""
+    logs: str = "logs"
+    """Folder on the shared file system for the output of jobs."""
+    python: str = ""
+    """Python on the nodes, with diffussm installed; empty: the one that submits."""
+    modules: list[str] = field(default_factory=list)
+    """Environment modules to load, in this order."""
+    environment: list[str] = field(default_factory=list)
+    """Variables for all processes, NAME=VALUE; no secrets: the scheduler shows the script to others."""
+    container: Container = Container.none
+    """none, pyxis (srun --container-image) or apptainer."""
+    image: str = ""
+    """Container image, as the container's runtime names it."""
+    mounts: list[str] = field(default_factory=list)
+    """Folders to mount into the container, OUTSIDE:INSIDE."""
+    options: list[str] = field(default_factory=list)
+    """Further options of sbatch, each --name=value."""

@@ -59,7 +59,8 @@ def prepare(cfg: Config, *, progress: Progress | None = None, device: str = "", 
 
     Args:
         cfg: a checked config; only its sections data and prepare are used.
-        progress: called as pictures are done.
+        progress: called when the first encoder is ready, so that a rate does not count its start, and as pictures are
+            done.
         device: where the autoencoder runs; empty takes the GPU if there is one.
         run: does the units; empty does them in this process.
 
@@ -79,10 +80,8 @@ def prepare(cfg: Config, *, progress: Progress | None = None, device: str = "", 
     if made is not None:
         return made
     work = begin(cfg, device)
-    tell = progress or (lambda done, total: None)
-    tell(work.done_images, work.ledger.plan.images)
     if work.todo:
-        (run or run_here)(work, tell)
+        (run or run_here)(work, progress or (lambda done, total: None))
     return finish(work)
 
 
@@ -145,6 +144,7 @@ def run_here(work: Work, progress: Progress) -> None:
             progress(done, total)
 
     encoder = Encoder(work.job)
+    progress(done, total)
     try:
         with ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
             futures = [pool.submit(encoder.run, unit, count) for unit in work.todo]

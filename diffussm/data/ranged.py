@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from diffussm.checkpoint.store import NotFound, open_store
+from diffussm.checkpoint.store import NotFound
 from diffussm.data.source import listed, local_folder, store_of
 from diffussm.errors import DataError
 from diffussm.naming import is_remote, join
@@ -113,7 +113,7 @@ def _matching(part: str, suffix: str) -> list[str]:
         return sorted(p for p in found if Path(p).is_file())
     bucket = "/".join(part.split("/")[:3])
     key = part[len(bucket) + 1 :]
-    store = open_store(bucket)
+    store, _ = store_of(part)
     if _MAGIC.search(key) is None:
         if not key.endswith("/") and store.exists(key):
             return [part]

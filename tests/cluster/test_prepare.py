@@ -24,6 +24,7 @@ from diffussm.data import encode
 from diffussm.data.picture import CorruptImageError
 from diffussm.errors import DataError, InfrastructureError
 from tests.diffussm.data import sets
+from tests.s3 import BUCKET, S3Server
 
 IMAGES = {"a": 40, "b": 31, "c": 25}
 
@@ -96,13 +97,6 @@ def same_for(workers: int, cfg: Config, tmp_path: Path, alone: dict[str, bytes])
     assert len(ready) <= workers
     assert os.getpid() not in ready
     assert contents(cfg.data.latents) == alone
-
-
-def test_three_workers_give_the_bytes_of_one_process(cluster: Any, cfg: Config, tmp_path: Path) -> None:
-    encode.prepare(cfg, device="cpu")
-    alone = contents(cfg.data.latents)
-    assert sum(name.endswith(".mds") for name in alone) == 12
-    same_for(3, cfg, tmp_path, alone)
 
 
 def kill_some(cfg: Config, kills: int, seed: int) -> tuple[int, list[dict[str, Any]]]:
@@ -260,3 +254,31 @@ def test_thirty_kills_of_workers_and_drivers_cost_no_byte(cluster: Any, cfg: Con
     assert contents(str(place)) == alone
     print(f"{total} workers and {drivers} drivers killed")
     assert total + drivers >= 30
+
+
+@pytest.mark.long
+def test_from_bucket_to_bucket_on_two_workers_and_over_a_killed_driver(
+    cfg: Config, tmp_path: Path, s3_server: S3Server
+) -> None:
+    """The ledger lies in the bucket too; workers find it by the environment of their driver."""
+    for path in Path(cfg.data.images).rglob("*.png"):
+        key = f"prepare-in/{path.relative_to(cfg.data.images).as_posix()}"
+        s3_server.client().upload_file(str(path), BUCKET, key)
+    cfg.data.images, cfg.storage, cfg.train.images = s3_server.url("prepare-in"), str(tmp_path / "runs"), 8
+    cfg.prepare.max_failures = 4
+    encode.prepare(cfg, device="cpu")
+    alone = contents(cfg.data.latents)
+    cfg.data.latents, cfg.prepare.workers = s3_server.url("prepare-out"), 2
+    path, log = tmp_path / "c.yaml", tmp_path / "log"
+    path.write_text(dump(cfg))
+    process = driver(path, log)
+    deadline = time.monotonic() + 120
+    while len(s3_server.keys("prepare-out/ledger/0")) < 3:
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not s3_server.keys("prepare-out/passport.json")
+    assert driver(path, log).wait(200) == 0, log.read_text()[-3000:]
+    assert contents(cfg.data.latents) == alone

@@ -18,9 +18,9 @@ from launch import cli, local
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
     "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
-    "doctor", "bench",
+    "submit", "status", "logs", "stop", "list", "doctor", "bench",
 )  # fmt: skip
-WITHOUT_CONFIG = ("data", "checkpoints", "ema", "doctor", "bench")
+WITHOUT_CONFIG = ("data", "checkpoints", "ema", "status", "logs", "stop", "list", "doctor", "bench")
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""`python -m diffussm.observe.runs status ROOT | list STORAGE | check ROOT LATENTS`: what the store says, as JSON.
+
+Commands that look after runs start this instead of importing what reads a bucket; it changes nothing but a probe that
+`check` writes and deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffussm.checkpoint.store import NotFound, Store, open_store
+from diffussm.errors import DiffuSSMError, UsageError
+from diffussm.observe.events import read_journal
+
+_SHOWN = ("loss", "lr", "images_per_s", "step", "epoch")
+
+
+def status(root: str) -> dict[str, Any]:
+    """Where a run stands.
+
+    Returns:
+        `found` (whether anything of it is there), `images` of the newest line or checkpoint, `total` of its config,
+        `finished`, `checkpoints` (images of each), `attempts`, `metrics` (newest line), `event` (newest event).
+    """
+    import yaml
+
+    store = open_store(root)
+    metrics, events = (read_journal(store, f"{name}.jsonl") for name in ("metrics", "events"))
+    config = yaml.safe_load(_read(store, "config.yaml") or b"{}") or {}
+    summary = _read(store, "summary.json")
+    folders = {key.split("/")[1] for key in store.keys("checkpoints/") if key.endswith("/manifest.json")}
+    checkpoints = sorted(int(folder) for folder in folders if folder.isdecimal())
+    newest = metrics[-1] if metrics else {}
+    return {
+        "root": root,
+        "found": bool(config or metrics or checkpoints),
+        "images": newest.get("images") or max(checkpoints, default=0),
+        "total": config.get("train", {}).get("images"),
+        "finished": summary is not None,
+        "score": json.loads(summary).get("score") if summary else None,
+        "checkpoints": checkpoints,
+        "attempts": len({key.split("/")[1] for key in store.keys("attempts/")}),
+        "metrics": {name: newest[name] for name in _SHOWN if name in newest},
+        "event": events[-1] if events else None,
+    }
+
+
+def listed(storage: str) -> list[str]:
+    """Names of the runs in a storage: what has a config."""
+    parts = (key.split("/") for key in open_store(storage).keys())  # noqa: SIM118 - a store is no dictionary
+    return sorted({folder for folder, *rest in parts if rest == ["config.yaml"]})
+
+
+def check(root: str, latents: str) -> dict[str, Any]:
+    """Whether the run's place can be written and what the latents say of themselves (None: there are none yet)."""
+    open_store(root).check_writable()
+    passport = _read(open_store(latents), "passport.json")
+    made = json.loads(passport) if passport else None
+    return {"writable": True, "latents": None if made is None else {"number": made.get("number"), "place": latents}}
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except NotFound:
+        return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what was asked for as JSON; a typed error in two lines, with its exit code."""
+    verbs: dict[str, tuple[Callable[..., Any], int]] = {"status": (status, 1), "list": (listed, 1), "check": (check, 2)}
+    try:
+        verb, count = verbs.get(arguments[0] if arguments else "", (None, 0))
+        if verb is None or len(arguments) != count + 1:
+            raise UsageError(f"found {list(arguments)!r}; allowed: {', '.join(verbs)} with their places")
+        print(json.dumps(verb(*arguments[1:])))
+    except DiffuSSMError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return int(error.code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

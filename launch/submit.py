@@ -1,0 +1,110 @@
+"""From a config to a job that a scheduler takes: `diffussm submit`, the same for every target."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffussm.config import Config, check, dump, load
+from diffussm.errors import ConfigError, UsageError
+from diffussm.naming import absolute
+from launch import local
+from launch.checks import Check, checks
+from launch.target import Submission, Target
+
+
+def prepare(config: str, overrides: Sequence[str] = (), sweep: Sequence[str] = ()) -> Submission:
+    """Read and check a config for a job that runs elsewhere: local places become absolute.
+
+    Raises:
+        ConfigError: as `local.read`, for each run of a sweep too.
+        UsageError: a sweep is not key=value,value.
+    """
+    cfg = absolutely(local.read(config, overrides).cfg)
+    text = minimal(cfg)
+    return Submission(cfg, text, variants(cfg, text, sweep))
+
+
+def minimal(cfg: Config) -> str:
+    """What differs from the defaults, as YAML; `load` of it gives an equal config."""
+    import yaml
+
+    ours, plain = yaml.safe_load(dump(cfg)), yaml.safe_load(dump(Config()))
+    text: str = yaml.safe_dump(_differing(ours, plain), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def variants(cfg: Config, text: str, sweep: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The overrides of each run of a sweep, every combination of the values; each run has the sweep's name and its
+    number."""
+    if not sweep:
+        return ()
+    axes = []
+    for axis in sweep:
+        key, equals, values = axis.partition("=")
+        if not equals or not key or not all(values.split(",")):
+            raise UsageError(f"--sweep: found {axis!r}; allowed: key=value,value", "write --sweep train.lr=1e-4,3e-4")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    found = []
+    for index, chosen in enumerate(itertools.product(*axes)):
+        given = (f"name={cfg.name}-{index}", *chosen)
+        _check_variant(text, given)
+        found.append(given)
+    return tuple(found)
+
+
+def dry_run(submission: Submission, to: Target) -> tuple[str, bool]:
+    """The whole job as it would be handed over and every check; whether all passed."""
+    looked = list(checks(submission, to.name))
+    head = f"# target {to.name}, run {submission.root}\n"
+    return head + to.render(submission) + "\n" + "\n".join(each.line for each in looked), all(c.ok for c in looked)
+
+
+def submit(submission: Submission, to: Target) -> str:
+    """Check, hand over, and say under which id.
+
+    Raises:
+        ConfigError: a check failed.
+    """
+    failed = [each for each in checks(submission, to.name) if not each.ok]
+    if failed:
+        raise ConfigError("\n".join(each.what + ": " + each.found for each in failed), _remedies(failed))
+    number = to.submit(submission)
+    return f"{submission.cfg.name}  job {number} on {to.name}; diffussm status {submission.cfg.name}"
+
+
+def absolutely(cfg: Config) -> Config:
+    """Make local places absolute, since a job starts in another folder."""
+    cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
+    cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
+    cfg.slurm.logs = absolute(cfg.slurm.logs)
+    if Path(cfg.data.autoencoder).is_dir():
+        cfg.data.autoencoder = absolute(cfg.data.autoencoder)
+    return cfg
+
+
+def _differing(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in ours.items():
+        if isinstance(value, dict):
+            inside = _differing(value, plain[key])
+            if inside:
+                found[key] = inside
+        elif value != plain[key]:
+            found[key] = value
+    return found
+
+
+def _check_variant(text: str, given: Sequence[str]) -> None:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        check(load(file.name, given))
+
+
+def _remedies(failed: Sequence[Check]) -> str:
+    return "; ".join(each.remedy for each in failed if each.remedy)

@@ -1,0 +1,106 @@
+"""From a config to a submission, and to a scheduler if every check passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffussm.config import check, load
+from diffussm.errors import ConfigError, UsageError
+from launch import submit
+from launch.target import Job, Submission
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+class Recorder:
+    """A target that only remembers."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.given: list[Submission] = []
+
+    def render(self, submission: Submission) -> str:
+        return f"rendered {submission.cfg.name}"
+
+    def submit(self, submission: Submission) -> str:
+        self.given.append(submission)
+        return "7"
+
+    def jobs(self, run: str = "") -> list[Job]:
+        return []
+
+    def logs(self, job: Job, lines: int) -> Iterator[str]:
+        yield from ()
+
+    def stop(self, job: Job, now: bool) -> str:
+        return ""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "name: a\nstorage: runs\ndata: {latents: latents, resolution_px: 32, classes: [x]}\n"
+        "model: {preset: tiny}\ntrain: {images: 1000}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_differs_from_the_defaults_is_the_whole_config(path: Path, tmp_path: Path) -> None:
+    submission = submit.prepare(str(path))
+    (tmp_path / "again.yaml").write_text(submission.config)
+    assert load(tmp_path / "again.yaml") == submission.cfg
+    assert len(submission.config.splitlines()) < 80
+
+
+def test_places_become_absolute(config: str, tmp_path: Path) -> None:
+    cfg = submit.prepare(config).cfg
+    assert cfg.storage == str(tmp_path / "runs")
+    assert cfg.data.latents == str(tmp_path / "latents")
+    assert cfg.slurm.logs == str(tmp_path / "logs")
+    assert submit.prepare(config, ["storage=s3://bucket/x"]).cfg.storage == "s3://bucket/x"
+
+
+def test_a_sweep_is_every_combination_and_each_is_checked(config: str, tmp_path: Path) -> None:
+    found = submit.prepare(config, [], ["train.lr=0.1,0.2", "seed=1,2"]).variants
+    assert found[1] == ("name=a-1", "train.lr=0.1", "seed=2")
+    assert len({given[0] for given in found}) == 4
+    for given in found:
+        check(load(config, given))
+    with pytest.raises(ConfigError, match="seed"):
+        submit.prepare(config, [], ["seed=1,-2"])
+    for wrong in ("seed", "seed=", "=1,2", "seed=1,,2"):
+        with pytest.raises(UsageError, match="--sweep"):
+            submit.prepare(config, [], [wrong])
+
+
+def test_a_dry_run_shows_the_job_and_every_check_and_starts_nothing(config: str) -> None:
+    to = Recorder()
+    text, passed = submit.dry_run(submit.prepare(config), to)
+    assert passed
+    assert "rendered a" in text
+    for what in ("size", "memory", "deadline", "places", "bucket"):
+        assert f"ok      {what}: " in text
+    assert to.given == []
+
+
+def test_a_failed_check_hands_nothing_over(config: str, tmp_path: Path) -> None:
+    to = Recorder()
+    (tmp_path / "file").write_text("x")
+    submission = submit.prepare(config, [f"storage={tmp_path}/file"])
+    assert submit.dry_run(submission, to)[1] is False
+    with pytest.raises(ConfigError, match="bucket"):
+        submit.submit(submission, to)
+    assert to.given == []
+
+
+def test_it_says_under_which_id(config: str) -> None:
+    to = Recorder()
+    assert "job 7 on recorder" in submit.submit(submit.prepare(config), to)
+    assert [given.cfg.name for given in to.given] == ["a"]
