@@ -216,18 +216,19 @@ def test_a_cluster_that_would_change_the_order_is_refused(cfg: Config, tmp_path:
         open_here(cfg, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def two(made: Config) -> Config:
+    """The same pictures at 8 and 16 px, side by side."""
+    from copy import deepcopy
+
+    cfg = deepcopy(made)
+    cfg.data.more = [f"16={Path(made.data.latents).with_name('larger')}"]
+    encode.prepare(each_set(cfg)[1])
+    return cfg
+
+
 class TestSeveralSets:
     """Two sets of the same pictures at 8 and 16 px, side by side."""
-
-    @pytest.fixture(scope="class")
-    def two(self, made: Config) -> Config:
-        from copy import deepcopy
-
-        cfg = deepcopy(made)
-        larger = str(Path(made.data.latents).with_name("larger"))
-        cfg.data.more = [f"16={larger}"]
-        encode.prepare(each_set(cfg)[1])
-        return cfg
 
     def read(self, cfg: Config, scratch: Path, cursor: Cursor, count: int) -> list[tuple[int, int, list[int]]]:
         """(epoch, side, ids) of the next batches."""
@@ -266,19 +267,17 @@ class TestSeveralSets:
             open_here(other, tmp_path / "scratch")
 
 
-@pytest.mark.world_size(4)
-def test_four_ranks_read_the_same_mixture(made: Config, tmp_path: Path) -> None:
+@pytest.mark.world_size(2)
+def test_two_ranks_read_the_same_mixture(two: Config, tmp_path: Path) -> None:
     """Every rank reads the same set in the same step, and together what one rank would."""
-    cfg = made
-    cfg.data.more = [f"16={Path(made.data.latents).with_name('larger')}"]
     scratch = tmp_path / str(dist.get_rank())
     scratch.mkdir()
-    data = latents.open_latents(cfg, rank_batch=2, scratch=scratch)
+    data = latents.open_latents(two, rank_batch=4, scratch=scratch)
     start = Cursor(0, 5 * GLOBAL_BATCH)
     batches = data.batches(start)
     mine = [(b.mean.shape[-1], b.id.tolist()) for _, b in itertools.islice(batches, 2 * PER_EPOCH)]
     batches.close()
-    everyone: list[Any] = [None] * 4
+    everyone: list[Any] = [None] * 2
     dist.all_gather_object(everyone, mine)
     data.close()
     turns = data.mixture.schedule(0)[5:] + data.mixture.schedule(1)[:5]
