@@ -69,6 +69,14 @@ class Sampler(Enum):
     dpm = "dpm"
 
 
+class Labels(Enum):
+    """Classes of the generated pictures of an evaluation."""
+
+    data = "data"
+    balanced = "balanced"
+    random = "random"
+
+
 class WandbMode(Enum):
     """How metrics reach Weights & Biases."""
 
@@ -324,12 +332,24 @@ class EvaluateConfig:
 
     enabled: bool = True
     """Score the model at the end of training."""
+    every_images: int = 0
+    """Images of training between two evaluations of saved checkpoints, while training goes on; 0: only at the end."""
     images: int = 50_000
-    """Generated pictures the score is computed from, labels in the proportions of the data."""
+    """Generated pictures the score is computed from."""
+    labels: Labels = Labels.data
+    """Classes of the pictures: data (in its proportions), balanced (each equally often) or random (as DiT does)."""
     extractor: str = "efflite0"
-    """Feature network; efflite0 gives FD-EffLite0."""
+    """Feature network: efflite0 (FD-EffLite0), inception (FID, sFID, IS) or module:attribute (any torch module)."""
+    weights: str = ""
+    """Weights file of the extractor inception; empty looks where torch's hub keeps downloads."""
+    reference: str = ""
+    """An .npz of real pictures and statistics, as ADM publishes; empty: the whole training set."""
     batch: int = 64
     """Pictures in one forward pass of the extractor."""
+    block_images: int = 256
+    """Pictures that are stored at a time: a killed evaluation loses less than these for each worker."""
+    workers: int = 0
+    """Ray workers that draw and score; 0: as many as train."""
 
 
 @dataclass
