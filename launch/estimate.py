@@ -1,7 +1,8 @@
 """What a run costs: memory, bytes, time and money in pure arithmetic, and the settings that cost least.
 
 Time is that of the multiply-adds at the stated fraction of the card's peak, plus the network, not overlapped. Saves run
-beside the steps and cost none. It is an estimate to decide with, not a promise; `diffussm plan` prints where each rate comes from.
+beside the steps and cost none. It is an estimate to decide with, not a promise; `diffussm plan` prints where each rate
+comes from.
 """
 
 from __future__ import annotations

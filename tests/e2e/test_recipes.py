@@ -1,4 +1,4 @@
-"""Every recipe takes a step here: its network made narrow and shallow, on pictures of its own size; all else is as it is.
+"""Every recipe takes a step here: its network narrow and shallow, on pictures of its own size; all else as it is.
 
 What this machine lacks is replaced: ImageNet and LSUN by random pictures, the hub's autoencoder by an untrained one of
 the same shape, GPUs by one CPU, the length of the training by one step.
