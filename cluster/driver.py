@@ -20,9 +20,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cluster.driver", description=__doc__.splitlines()[0])
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--only", choices=("prepare", "train", "sample", "evaluate"), help="one stage instead of all")
+    parser.add_argument(
+        "--only", choices=("prepare", "train", "sample", "evaluate", "reference"), help="one stage instead of all"
+    )
     parser.add_argument("--classes", default="", help="rows of the sample grid, separated by commas (--only sample)")
     parser.add_argument("--grid", default="", help="file of the sample grid (--only sample)")
+    parser.add_argument("--npz", default="", help="file of the pictures (--only evaluate, reference)")
     parser.add_argument("--checkpoint", type=int, help="images of the checkpoint; default: the newest")
     return parser.parse_args(arguments)
 
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "sample":
                 stages.sample([name for name in asked.classes.split(",") if name], asked.grid, asked.checkpoint)
             case "evaluate":
-                stages.evaluate(asked.checkpoint)
+                stages.evaluate(asked.checkpoint, asked.npz)
+            case "reference":
+                stages.reference(asked.npz)
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)

@@ -47,10 +47,12 @@ class Stages:
         """Make local places absolute, because workers start in folders of their own."""
         cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
         cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
+        cfg.train.start_from = absolute(cfg.train.start_from)
         cfg.data.labels = absolute(cfg.data.labels)
         cfg.sample.weights = absolute(cfg.sample.weights)
         cfg.data.more = [f"{side}={absolute(place)}" for side, place in map(split, cfg.data.more)]
         cfg.checkpoint.local = absolute(cfg.checkpoint.local)
+        cfg.evaluate.weights, cfg.evaluate.reference = absolute(cfg.evaluate.weights), absolute(cfg.evaluate.reference)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
 
@@ -120,16 +122,30 @@ class Stages:
         worker_env = env.apply(self.cfg)
         import ray
 
+        from cluster.beside import Beside
+        from cluster.evaluate import workers
         from cluster.trainer import fit
 
         with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch:
             self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
-            self._connect(ray, worker_env)
+            beside = workers(self.cfg) if self.cfg.evaluate.every_images else 0
+            self._connect(ray, worker_env, self.cfg.cluster.workers + beside)
+            evaluations = Beside(self.cfg, self.store, self.narrator.say) if beside else None
+
+            def hear(record: dict[str, Any]) -> None:
+                self.narrator.hear(record)
+                if evaluations is not None:
+                    evaluations.hear(record)
+
+            is_done = False
             self.warnings.take_back()
             try:
-                fit(self.cfg, scratch, self.narrator.hear, self.warnings)
+                fit(self.cfg, scratch, hear, self.warnings)
+                is_done = True
             finally:
                 self.narrator.end()
+                if evaluations is not None:
+                    evaluations.close(finish=is_done)
                 ray.shutdown()
 
     def sample(self, classes: Sequence[str], grid: str, checkpoint: int | None) -> str:
@@ -138,6 +154,7 @@ class Stages:
 
         self._use_all_threads()
         painter = self._painter(checkpoint)
+        painter.cast()
         png = paint_grid(painter, classes, lambda done, total: self._work("sample", done, total, "passes"))
         self.narrator.end()
         images = painter.images
@@ -150,53 +167,84 @@ class Stages:
         self.narrator.say(f"samples: {where}")
         return where
 
-    def evaluate(self, checkpoint: int | None) -> dict[str, Any]:
-        """Score a checkpoint; returns the result as plain data, also stored with the run."""
-        from diffussm.data.images import open_source, picture_batches
+    def evaluate(self, checkpoint: int | None, npz: str = "") -> dict[str, Any]:
+        """Score a checkpoint; returns the result as plain data, also stored with the run.
+
+        `npz` is a file that takes the generated pictures.
+        """
+        from cluster.evaluate import Job, workers
+
+        self._check_frozen()
+        self._check_guidance(self._latents())
+        count = workers(self.cfg)
+        job = Job(
+            self.cfg, self.store, checkpoint, npz=npz, say=self._aside,
+            progress=lambda done, total: self._work("evaluate", done, total, "pictures"),
+        )  # fmt: skip
+        if count == 1:
+            result = job.here()
+        else:
+            import ray
+
+            self._connect(ray, env.apply(self.cfg), count)
+            try:
+                result = job.on_ray(count)
+            finally:
+                ray.shutdown()
+        self.narrator.end()
+        self.narrator.say(result.line())
+        return json.loads(result.to_json()) | {"line": result.line()}
+
+    def reference(self, npz: str) -> None:
+        """Make the reference of the training set, unless it is there; `npz` is a file to write it to as ADM does."""
+        import torch
+
+        from cluster.scoring import checked_passport, training_reference, write_reference
         from diffussm.evaluate.extractors import open_extractor
-        from diffussm.evaluate.run import evaluate
-        from diffussm.sample import proportional_labels
 
         self._use_all_threads()
         cfg = self.cfg
-        painter = self._painter(checkpoint)
-        passport = painter.passport
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        extractor = open_extractor(cfg.evaluate.extractor, device, cfg.evaluate.weights)
+        passport = checked_passport(cfg)
         done = 0
 
         def count(more: int) -> None:
             nonlocal done
             done += more
-            self._work("evaluate", done, cfg.evaluate.images + passport.number, "pictures")
+            self._work("reference", done, passport.number, "pictures")
 
-        result = evaluate(
-            painter.batches(proportional_labels(passport.class_counts, cfg.evaluate.images)),
-            open_extractor(cfg.evaluate.extractor, painter.device),
-            open_store(cfg.data.latents),
-            lambda: picture_batches(open_source(cfg.data), cfg.evaluate.batch),
-            n=cfg.evaluate.images,
-            count=passport.number,
-            data=passport.index_digest,
-            sampler=yaml.safe_load(dump(cfg))["sample"],
-            progress=count,
-        )
+        made = training_reference(cfg, passport, extractor, cfg.evaluate.images, count)
         self.narrator.end()
-        images = painter.images
-        result.save(self.store, f"evaluations/{images:012d}-{result.metric}.json")
-        self.narrator.say(result.line())
-        return json.loads(result.to_json()) | {"line": result.line()}
+        if npz:
+            write_reference(Path(npz), cfg, passport, extractor, made)
+            self.narrator.say(f"reference: {npz}")
+        floor = made.floor
+        values = floor.values if floor else {}
+        said = ", ".join(f"{extractor.metric_names[kind]} {value:.4g}" for kind, value in values.items())
+        self.narrator.say(
+            f"reference: {made.n:,} real pictures of {cfg.data.latents}, digest {made.digest}"
+            + (f"; real against real at n = {floor.n:,}: {said}" if floor else "")
+        )
 
     def _painter(self, checkpoint: int | None) -> Painter:
         """The network of a checkpoint; the config must be the run's and the latents those of the config."""
-        from diffussm.data import autoencoder
-        from diffussm.data.latents import passport
         from diffussm.sample import Painter
 
-        cfg = self.cfg
         self._check_frozen()
-        made = passport(cfg.data.latents)
-        made.check(cfg.data, autoencoder.digest(cfg.data.autoencoder))
+        made = self._latents()
         self._check_guidance(made)
-        return Painter.load(cfg, self.store, made, checkpoint, announce=self.narrator.say)
+        return Painter.load(self.cfg, self.store, made, checkpoint, announce=self.narrator.say)
+
+    def _latents(self) -> Passport:
+        from cluster.scoring import checked_passport
+
+        return checked_passport(self.cfg)
+
+    def _aside(self, line: str) -> None:
+        """Say a line below a bar that is shown."""
+        self.narrator.end()
+        self.narrator.say(line)
 
     def _work(self, what: str, done: int, total: int, unit: str) -> None:
         self.narrator.work(what, done, total, unit)
@@ -207,14 +255,14 @@ class Stages:
 
         torch.set_num_threads(max(torch.get_num_threads(), self.cfg.cluster.threads_per_worker))
 
-    def _connect(self, ray: Any, worker_env: dict[str, str]) -> None:
+    def _connect(self, ray: Any, worker_env: dict[str, str], workers: int = 0) -> None:
         cluster = self.cfg.cluster
         runtime_env = {"env_vars": worker_env}
         if cluster.address:
             ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
             return
         # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.
-        needed = max(each.workers * each.cpus_per_worker for each in (cluster, self.cfg.prepare))
+        needed = max(workers * cluster.cpus_per_worker, self.cfg.prepare.workers * self.cfg.prepare.cpus_per_worker)
         cpus = max(os.cpu_count() or 1, int(needed + 1))
         ray.init(
             address="local",
@@ -233,18 +281,20 @@ class Stages:
             StorageError: the run's place cannot be written.
             ConfigError: a frozen key differs from the run's; an unknown preset, operator backend or extractor.
             MissingError: GPUs, or the extractor's weights, are not there.
+            DataError: the run to start from has no such checkpoint.
         """
         import torch
 
         from diffussm.evaluate.extractors import open_extractor
         from diffussm.ops import registry
+        from diffussm.train import lineage
 
         cfg = self.cfg
         resolve(cfg.model)
         if cfg.model.backend != registry.AUTO:
             registry.get(cfg.model.backend)
-        if cfg.evaluate.enabled:
-            open_extractor(cfg.evaluate.extractor)
+        if cfg.evaluate.enabled or cfg.evaluate.every_images:
+            open_extractor(cfg.evaluate.extractor, weights=cfg.evaluate.weights)
         wanted, there = cfg.cluster.workers * cfg.cluster.gpus_per_worker, torch.cuda.device_count()
         if not cfg.cluster.address and wanted > there:
             raise MissingError(
@@ -254,6 +304,8 @@ class Stages:
             )
         self.store.check_writable()
         self._check_frozen()
+        if cfg.train.start_from and next(self.store.keys("checkpoints/"), None) is None:
+            lineage.check(cfg.train.start_from)
 
     def _check_frozen(self) -> None:
         """Refuse a config that differs from the run's in a frozen key, once there is a checkpoint made with it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from diffussm.checkpoint import restore
@@ -21,6 +22,7 @@ from diffussm.diffusion.process import Process
 from diffussm.diffusion.sampling import sample
 from diffussm.errors import ConfigError, DataError
 from diffussm.model import build_model
+from diffussm.model.block import GroupedLinear
 from diffussm.naming import weights_kind
 from diffussm.observe.grid import grid
 
@@ -43,6 +45,8 @@ class Painter:
     """Which weights these are: `master`, or an average."""
     manifest: Manifest | None
     """Of the checkpoint they come from; None if they come from a file of weights."""
+    digest: str
+    """Of the weights, wherever they come from."""
 
     @staticmethod
     def load(
@@ -90,8 +94,14 @@ class Painter:
         model.load_state_dict(weights)
         decoder = autoencoder.load(cfg.data.autoencoder).to(device)
         return Painter(
-            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, images, device, kind, manifest
+            cfg, passport, model.eval().to(device), Process(cfg.diffusion), decoder, images, device, kind, manifest,
+            weights_digest(weights),
         )  # fmt: skip
+
+    def cast(self) -> None:
+        """Cast the dense weights to bf16 once, where drawing runs in bf16. For a painter that only draws."""
+        if _is_bf16(self.cfg, self.device):
+            cast_dense(self.model)
 
     def paint(
         self, labels: Sequence[int], first_index: int = 0, progress: Callable[[int, int], None] | None = None
@@ -113,7 +123,7 @@ class Painter:
     ) -> Tensor:
         """One latent for each label, (N, C, h, w); `initial` and `watch` as in `diffusion.sampling.sample`."""
         cfg, latent = self.cfg.sample, self.passport.latent
-        bf16 = self.cfg.train.precision is Precision.bf16 and self.device.type == "cuda"
+        bf16 = _is_bf16(self.cfg, self.device)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return sample(
                 self.model,
@@ -162,13 +172,26 @@ def grid_labels(passport: Passport, names: Sequence[str], per_class: int) -> tup
     return rows, [passport.classes.index(name) for name in rows for _ in range(per_class)]
 
 
-def proportional_labels(counts: Sequence[int], n: int) -> list[int]:
-    """n labels in the proportions of `counts`, rounded by the largest remainder, the classes mixed evenly."""
-    exact = np.array(counts, dtype=np.float64) * n / sum(counts)
-    share = np.floor(exact).astype(int)
-    share[np.argsort(share - exact, kind="stable")[: n - share.sum()]] += 1
-    places = [((k + 0.5) / share[label], label) for label in range(len(counts)) for k in range(share[label])]
-    return [label for _, label in sorted(places)]
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """Digest of a state dict, the same wherever the weights lie."""
+    total = xxhash.xxh3_128()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"|{name}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.contiguous().numpy().data)
+    return total.hexdigest()
+
+
+def cast_dense(model: nn.Module) -> None:
+    """Turn the dense layers' weights to bf16 once, as autocast would in each pass; the state-space ones stay fp32."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+        elif isinstance(module, GroupedLinear):  # its bias is added outside of what autocast casts
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
+def _is_bf16(cfg: Config, device: torch.device) -> bool:
+    return cfg.train.precision is Precision.bf16 and device.type == "cuda"
 
 
 def paint_grid(

@@ -85,15 +85,33 @@ def sample(
 
 @app.command()
 def evaluate(
-    config: o.Config,
+    run: o.RunOrCheckpoint,
     overrides: o.Overrides = o.NO_OVERRIDES,
     images: o.Images = None,
     weights: o.Weights = None,
     checkpoint: o.Checkpoint = None,
+    npz: o.Npz = "",
 ) -> None:
-    """Score a trained run against its data."""
-    job = local.read(config, overrides, {"evaluate.images": images, "sample.weights": weights})
-    local.run(local.driver(job, "evaluate", {"checkpoint": checkpoint}))
+    """Score a checkpoint against real pictures.
+
+    The blocks of a killed evaluation are kept: the same command goes on.
+    """
+    folder, named = local.run_of(run)
+    job = local.read(folder, overrides, {"evaluate.images": images, "sample.weights": weights})
+    local.run(local.driver(job, "evaluate", {"checkpoint": named if checkpoint is None else checkpoint, "npz": npz}))
+
+
+reference = typer.Typer(help="Real pictures that scores are measured against.", no_args_is_help=True)
+app.add_typer(reference, name="reference")
+
+
+@reference.command()
+def build(config: o.Config, overrides: o.Overrides = o.NO_OVERRIDES, npz: o.Npz = "") -> None:
+    """Make the reference of a training set: moments of all, features of 10,000.
+
+    It is kept beside the latents; --npz also writes it as ADM publishes its references.
+    """
+    local.run(local.driver(local.read(config, overrides), "reference", {"npz": npz}))
 
 
 @app.command()

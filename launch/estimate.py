@@ -1,7 +1,8 @@
 """What a run costs: memory, bytes, time and money in pure arithmetic, and the settings that cost least.
 
-Time is that of the multiply-adds at the stated fraction of the card's peak, plus the network, not overlapped, plus the
-saves. It is an estimate to decide with, not a promise; `diffussm plan` prints where each rate comes from.
+Time is that of the multiply-adds at the stated fraction of the card's peak, plus the network, not overlapped. Saves run
+beside the steps and cost none. It is an estimate to decide with, not a promise; `diffussm plan` prints where each rate
+comes from.
 """
 
 from __future__ import annotations
@@ -145,8 +146,7 @@ class Estimator:
             flops = 2 * (4 if layout.recompute else 3) * (counts.macs * layout.micro_batch + counts.kernel_macs)
             line = card.link_bytes_per_s if layout.nodes == 1 else card.network_bytes_per_s
             step_s = passes * flops / rate + sent / line
-            saves = -(-train.images // cfg.checkpoint.every_images)
-            train_s = steps * step_s + saves * save_s
+            train_s = steps * step_s  # saves run beside the steps
             evaluate_s = self._evaluate_flops(counts) / rate if cfg.evaluate.enabled else 0.0
             hours = (workers * train_s + evaluate_s) / 3600
             price = hours * card.gpu_hour_price

@@ -2,7 +2,8 @@
 
 The interface to the job is this command line and its exit code, nothing else:
 
-    python -P -m cluster.driver [--only STAGE] [--classes A,B] [--grid FILE] [--checkpoint IMAGES] CONFIG [key=value]...
+    python -P -m cluster.driver [--only STAGE] [--classes A,B] [--grid FILE] [--npz FILE]
+        [--checkpoint IMAGES] CONFIG [key=value]...
 
 -P keeps the working folder out of the module path, where folders called `cluster` or `diffussm` would hide ours.
 """
@@ -67,6 +68,14 @@ def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, objec
     cfg = load(path, given)
     check(cfg)
     return Job(str(path), tuple(given), cfg)
+
+
+def run_of(path: str) -> tuple[str, int | None]:
+    """A checkpoint's folder, `RUN/checkpoints/IMAGES`, as its run and images; anything else as it is."""
+    folder = Path(path)
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal():
+        return str(folder.parent.parent), int(folder.name)
+    return path, None
 
 
 def driver(job: Job, stage: str = "", flags: Mapping[str, object] | None = None) -> list[str]:

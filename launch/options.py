@@ -10,6 +10,9 @@ from diffussm.errors import UsageError
 
 Version = Annotated[bool, Option("--version", help="Say the version.")]
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
+RunOrCheckpoint = Annotated[
+    str, Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder, one of its checkpoints, or a YAML file.")
+]
 Overrides = Annotated[
     list[str], Argument(metavar="KEY=VALUE", help="Keys of the config, set here, or YAML files to lay over it.")
 ]
@@ -32,6 +35,7 @@ Hashes = Annotated[bool, Option("--verify", help="Hold every file against its di
 DataGrid = Annotated[str, Option("--grid", metavar="FILE", help="Where the PNG goes (default: latents.png here).")]
 Pictures = Annotated[int | None, Option(min=1, help="Pictures of each class in the grid (default: 3).")]
 
+Npz = Annotated[str, Option(metavar="FILE", help="Also write the pictures as .npz, for ADM's script.")]
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 
 To = Annotated[str, Option(metavar="DIR", help="Folder to be made.")]

@@ -79,7 +79,7 @@ def absolutely(cfg: Config) -> Config:
     """Make local places absolute, since a job starts in another folder."""
     cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
     cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
-    cfg.slurm.logs = absolute(cfg.slurm.logs)
+    cfg.train.start_from, cfg.slurm.logs = absolute(cfg.train.start_from), absolute(cfg.slurm.logs)
     if Path(cfg.data.autoencoder).is_dir():
         cfg.data.autoencoder = absolute(cfg.data.autoencoder)
     return cfg

@@ -57,5 +57,12 @@ def test_the_papers_recipe_at_512() -> None:
     assert large == small
 
 
+def test_the_run_that_starts_from_another_has_its_network_and_place() -> None:
+    parent, child = load(FOLDER / "imagenet-256.yaml"), load(FOLDER / "imagenet-256-to-512.yaml", ["storage=s3://b/r"])
+    assert child.train.start_from == "s3://b/r/imagenet-256"
+    assert (child.model, child.diffusion) == (parent.model, parent.diffusion)
+    assert child.data.resolution_px == 2 * parent.data.resolution_px
+
+
 def test_there_is_a_config_for_each_source() -> None:
     assert {load(path).data.source.name for path in CONFIGS} == set(table()["data.source"].choices)

@@ -25,6 +25,7 @@ ENTRY_LINES = {"cluster/driver.py": 100}
 
 TESTED_ELSEWHERE = {
     "diffussm/checkpoint/__main__.py": "tests/diffussm/checkpoint/test_catalog.py calls it as the command does",
+    "diffussm/config/schema_data.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "diffussm/config/schema_jobs.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "diffussm/config/kubernetes.py": "tests/launch/kubernetes/test_render.py gives it right and wrong values",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",

@@ -95,7 +95,7 @@ def _data(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     cfg = load(asked.config or "configs/quickstart.yaml", asked.overrides)
     check(cfg)
     prepare(cfg)
-    eaten = bench_loop(cfg, rounds=3, steps=5).ours_steps_per_s * cfg.train.global_batch
+    eaten = bench_loop(cfg, rounds=5, steps=3).ours_steps_per_s * cfg.train.global_batch
     print(f"one worker trains on {eaten:.0f} samples/s", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="diffussm-bench-") as folder:
         rows = bench_data(

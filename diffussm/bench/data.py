@@ -52,6 +52,8 @@ class DataRow:
     """The first pass, with an empty cache."""
     first_batch_s: float
     """From an open process group to the first batch, with an empty cache; the slowest rank."""
+    cold_start_s: float
+    """The same from the start of the processes on; the imports are the same for all sides."""
     over_training: float
     """Samples a second over those that one worker's training step takes."""
     over_npy: float
@@ -69,6 +71,8 @@ class _Job:
     number: int
     rounds: int
     scratch: str
+    began: float
+    """Seconds since the epoch, just before the processes are started."""
 
 
 def bench_data(
@@ -95,12 +99,13 @@ def bench_data(
             rows = _rows(cfg, samples)
             set_url = join(place, "set")
             _write_set(cfg, set_url, rows, Path(scratch))
-            tars = rivals.write_tars(store, rows, _SHARD_BYTES)
+            # WebDataset gives whole tars to ranks, so that each needs some.
+            tars = rivals.write_tars(store, rows, min(_SHARD_BYTES, rows.nbytes // (4 * max(ranks))))
             rivals.write_npy(Path(scratch) / "npy", rows)
             mine = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, latents=set_url, cache="", more=[]))
             found: list[DataRow] = []
             for number in ranks:
-                job = _Job(mine, place, tuple(tars), str(Path(scratch) / "npy"), samples, rounds, scratch)
+                job = _Job(mine, place, tuple(tars), str(Path(scratch) / "npy"), samples, rounds, scratch, time.time())
                 found += _table(_on_ranks(job, number), number, samples, train_samples_per_s)
     finally:
         for key in list(store.keys()):
@@ -142,7 +147,7 @@ def _write_set(cfg: Config, url: str, rows: Records, scratch: Path) -> None:
 
 
 def _on_ranks(job: _Job, ranks: int) -> list[dict[str, list[float]]]:
-    """Seconds of each rank by side: to the first batch, of the first pass, of each round."""
+    """Seconds of each rank by side: to a process group, then to the first batch, of the first pass, of each round."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     meet = f"{job.scratch}/meet-{secrets.token_hex(4)}"
@@ -178,6 +183,7 @@ def _measure(job: _Job, rank: int, ranks: int, meet: str) -> dict[str, list[floa
     os.environ.update({name: str(value) for name, value in alike.items()})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+    started = time.time() - job.began
     share = job.cfg.train.global_batch // ranks
     passes = job.number // job.cfg.train.global_batch
     opened = _openers(job, rank, ranks, share)
@@ -190,7 +196,7 @@ def _measure(job: _Job, rank: int, ranks: int, meet: str) -> dict[str, list[floa
         next(running[side])
         first = time.perf_counter() - start
         _read(running[side], passes - 1)
-        seconds[side] = [first, time.perf_counter() - start]
+        seconds[side] = [started, first, time.perf_counter() - start]
     for _ in range(job.rounds):
         for side, batches in running.items():
             dist.barrier()
@@ -227,16 +233,16 @@ def _table(
 ) -> list[DataRow]:  # fmt: skip
     """Rows from the seconds of each rank; the slowest rank counts."""
     rates: dict[str, list[float]] = {}
-    starts: dict[str, float] = {}
+    starts: dict[str, tuple[float, float]] = {}
     for side in SIDES:
         slowest = [max(values) for values in zip(*(rank[side] for rank in seconds), strict=True)]
-        starts[side] = slowest[0]
-        rates[side] = [samples / value for value in slowest[1:]]
+        starts[side] = (slowest[1], slowest[0] + slowest[1])
+        rates[side] = [samples / value for value in slowest[2:]]
     npy = statistics.median(rates["npy"][1:])
     return [
         DataRow(
             side, ranks, middle := statistics.median(rates[side][1:]), min(rates[side][1:]), max(rates[side][1:]),
-            rates[side][0], starts[side], middle / train_samples_per_s, middle / npy,
+            rates[side][0], *starts[side], middle / train_samples_per_s, middle / npy,
         )
         for side in SIDES
     ]  # fmt: skip

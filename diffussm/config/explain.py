@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from diffussm.config import schema, schema_jobs
+from diffussm.config import schema, schema_data, schema_jobs
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def nearest(name: str) -> str:
 def _help_strings() -> dict[tuple[str, str], str]:
     """Help by (class name, field name): the string expression that follows the field in the source."""
     found: dict[tuple[str, str], str] = {}
-    body = [node for module in (schema, schema_jobs) for node in ast.parse(inspect.getsource(module)).body]
+    body = [node for module in (schema, schema_data, schema_jobs) for node in ast.parse(inspect.getsource(module)).body]
     for node in body:
         if not isinstance(node, ast.ClassDef):
             continue

@@ -34,6 +34,7 @@ FROZEN = {
     "diffusion.label_drop": "each sample's draws come in a fixed order",
     "train.global_batch": "images seen and position in the data are counted in it",
     "train.ema": "the average holds the weights with this decay",
+    "train.start_from": "the first weights came from it",
     "train.power_ema": "an average holds the weights from the first step on",
 }
 """Key -> why it cannot change."""

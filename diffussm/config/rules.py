@@ -109,9 +109,12 @@ _RANGES: dict[str, Rule] = {
     "sample.per_class": _at_least(1),
     "sample.batch": _at_least(1),
     "sample.seed": _SEED,
+    "evaluate.every_images": _at_least(0),
     "evaluate.images": _at_least(2),
     "evaluate.extractor": _TEXT,
     "evaluate.batch": _at_least(1),
+    "evaluate.block_images": _at_least(1),
+    "evaluate.workers": _at_least(0),
     "observe.project": _TEXT,
     **kubernetes.RANGES,
     **slurm.RANGES,
@@ -252,6 +255,10 @@ def _diffusion_problems(cfg: Config) -> Iterator[str]:
 
 def _train_problems(cfg: Config) -> Iterator[str]:
     train = cfg.train
+    if train.start_from and not _is_place(train.start_from):
+        yield f"train.start_from: found {train.start_from!r}; allowed: a run's folder or s3://bucket/prefix/run"
+    if train.start_from.partition("/checkpoints/")[0].rstrip("/") == f"{cfg.storage.rstrip('/')}/{cfg.name}":
+        yield f"train.start_from: found {train.start_from!r}; allowed: another run than this one"
     if train.images < train.global_batch:
         yield f"train.images: found {train.images}; allowed: one train.global_batch = {train.global_batch} or more"
     if train.warmup_images + train.decay_images > train.images:

@@ -12,38 +12,11 @@ from typing import Optional
 
 from omegaconf import MISSING
 
+from diffussm.config.schema_data import DataConfig, Precision, PrepareConfig
+from diffussm.config.schema_data import OnCorrupt as OnCorrupt
+from diffussm.config.schema_data import Source as Source
+from diffussm.config.schema_data import Stored as Stored
 from diffussm.config.schema_jobs import KubernetesConfig, PlanConfig, SlurmConfig
-
-
-class Source(Enum):
-    """Where training images come from."""
-
-    twemoji = "twemoji"
-    fashion_mnist = "fashion-mnist"
-    folder = "folder"
-    tar = "tar"
-    parquet = "parquet"
-
-
-class Stored(Enum):
-    """What a shard keeps of each picture's posterior."""
-
-    moments = "moments"
-    sample = "sample"
-
-
-class OnCorrupt(Enum):
-    """What to do with an image that cannot be decoded."""
-
-    skip = "skip"
-    fail = "fail"
-
-
-class Precision(Enum):
-    """Arithmetic of the dense layers; state-space parameters are fp32 always."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 class SnapshotDtype(Enum):
@@ -69,6 +42,14 @@ class Sampler(Enum):
     dpm = "dpm"
 
 
+class Labels(Enum):
+    """Classes of the generated pictures of an evaluation."""
+
+    data = "data"
+    balanced = "balanced"
+    random = "random"
+
+
 class WandbMode(Enum):
     """How metrics reach Weights & Biases."""
 
@@ -76,80 +57,6 @@ class WandbMode(Enum):
     offline = "offline"
     online = "online"
     disabled = "disabled"
-
-
-@dataclass
-class DataConfig:
-    """Images, autoencoder and the latents made of them."""
-
-    source: Source = Source.twemoji
-    """Images to train on: twemoji, fashion_mnist, folder, tar (WebDataset shards) or parquet (Hugging Face)."""
-    images: str = ""
-    """Folder or s3:// URL of the images; shards also as train-{000..146}.tar or a glob; fashion_mnist: of its files."""
-    labels: str = ""
-    """File with the class of each image (source=folder): .csv, .tsv, .jsonl, .json, .txt; empty: the sub-folder."""
-    image_column: str = ""
-    """Column of the image bytes (source=parquet); empty looks for a usual name."""
-    label_column: str = ""
-    """Column or key of the class (parquet, .json in a tar, labels file); empty looks for a usual name."""
-    latents: str = MISSING
-    """Folder or s3:// URL of the latent shards; made by `diffussm prepare` when absent."""
-    more: list[str] = field(default_factory=list)
-    """Further sets of latents to train on side by side, as RESOLUTION=PLACE, for example 512=s3://bucket/latents-512."""
-    resolution_px: int = 256
-    """Side of the square images after the centre crop; a multiple of the autoencoder's downsampling."""
-    classes: list[str] = field(default_factory=list)
-    """Class names to keep, in label order; empty keeps all classes of the source."""
-    limit: int = 0
-    """Use at most this many images (the first ones, classes in turn); 0 uses all."""
-    autoencoder: str = "builtin:emoji-32"
-    """Frozen VAE: builtin:NAME (weights in the package) or a diffusers folder or hub id (KL, Tiny or DC)."""
-    encoder_precision: Precision = Precision.fp32
-    """Arithmetic of the encoder when latents are made: fp32 or bf16."""
-    stored: Stored = Stored.moments
-    """Keep mean and deviation of the posterior (moments; a fresh sample each epoch) or one sample drawn once."""
-    on_corrupt: OnCorrupt = OnCorrupt.skip
-    """An image that cannot be decoded is skipped, named and counted (skip) or stops the command (fail)."""
-    shard_bytes: int = 1 << 26
-    """Upper bound of one latent shard before a new one is begun."""
-    flip: bool = True
-    """Use the mirrored image of a sample with probability one half."""
-    cache: str = ""
-    """Local folder for shards fetched from a bucket; empty: a folder of this attempt that is removed at the end."""
-    loader_workers: int = 0
-    """Background processes that read shards on each rank; 0 reads in the training process."""
-    cache_limit_bytes: int = 0
-    """Bytes that a node's cache may hold, at least those in use at once; 0: all latents, or what the disk holds."""
-    predownload_images: int = 0
-    """Images of each rank whose shards are fetched ahead; 0: eight batches, or its share of a shuffle block."""
-    store_deadline_s: float = 300.0
-    """Seconds that a step waits for a shard while the store is away; then the run stops and names shard and rank."""
-    canonical_nodes: int = 1
-    """Rows that samples are dealt out to, a divisor of train.global_batch; fixes their order; frozen once started."""
-    shuffle_block_images: int = 4096
-    """Images within which the order is shuffled; frozen after the first start."""
-
-
-@dataclass
-class PrepareConfig:
-    """How latents are made; what they are is in `data`."""
-
-    workers: int = 0
-    """Ray workers that encode; 0 works in this process, with the same result."""
-    cpus_per_worker: float = 1
-    """CPU cores Ray reserves for each worker."""
-    gpus_per_worker: float = 0
-    """GPUs of each worker, or a part of one; 0 encodes on the CPU. Without workers a GPU is used if there is one."""
-    threads_per_worker: int = 1
-    """Threads of the encoder on the CPU; results may differ in the last bit between numbers."""
-    decode_threads: int = 4
-    """Threads that fetch and decode images ahead of each worker's encoder."""
-    unit_images: int = 1024
-    """Images of one unit of work, which a killed worker may lose; each unit has shards of its own."""
-    batch: int = 0
-    """Images in one pass of the encoder; 0: 64 at 256 px and below, fewer above."""
-    max_failures: int = 20
-    """Workers that may be lost before the command stops with `infrastructure`."""
 
 
 @dataclass
@@ -226,6 +133,8 @@ class TrainConfig:
     """Numbers in the snapshots: fp32, or bf16 or fp16 in half the room (a slice that fp16 cannot hold stays fp32)."""
     keep_ema_snapshots: int = 0
     """Newest snapshots that are kept; 0 keeps all, and lengths can be made as of any time of the training."""
+    start_from: str = ""
+    """Run whose newest checkpoint, or <run>/checkpoints/<images>, gives the first weights, averages and moments."""
     log_images: int = 25_600
     """Images between two logged lines."""
     max_nonfinite_steps: int = 20
@@ -322,12 +231,24 @@ class EvaluateConfig:
 
     enabled: bool = True
     """Score the model at the end of training."""
+    every_images: int = 0
+    """Images of training between two evaluations of saved checkpoints, while training goes on; 0: only at the end."""
     images: int = 50_000
-    """Generated pictures the score is computed from, labels in the proportions of the data."""
+    """Generated pictures the score is computed from."""
+    labels: Labels = Labels.data
+    """Classes of the pictures: data (in its proportions), balanced (each equally often) or random (as DiT does)."""
     extractor: str = "efflite0"
-    """Feature network; efflite0 gives FD-EffLite0."""
+    """Feature network: efflite0 (FD-EffLite0), inception (FID, sFID, IS) or module:attribute (any torch module)."""
+    weights: str = ""
+    """Weights file of the extractor inception; empty looks where torch's hub keeps downloads."""
+    reference: str = ""
+    """An .npz of real pictures and statistics, as ADM publishes; empty: the whole training set."""
     batch: int = 64
     """Pictures in one forward pass of the extractor."""
+    block_images: int = 256
+    """Pictures that are stored at a time: a killed evaluation loses less than these for each worker."""
+    workers: int = 0
+    """Ray workers that draw and score; 0: as many as train."""
 
 
 @dataclass

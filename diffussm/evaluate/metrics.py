@@ -1,18 +1,20 @@
 """Distances between two sets of features: pure functions of arrays, computed in float64.
 
 The definitions are those of ADM's evaluation suite (Dhariwal and Nichol, arXiv 2105.05233) where it has one. None of
-them knows which network the features come from; the caller names the metric after it.
+them knows which network the features come from; the caller names the metric after it. Precision and recall, which
+are about neighbours, are in `manifold`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import rel_entr
+from scipy.special import log_softmax, rel_entr
 
 _BLOCK = 2048
-"""Rows of a distance or kernel matrix that are held at a time; at 50,000 columns 0.8 GB."""
+"""Rows of a kernel matrix that are held at a time; at 10,000 columns 0.16 GB."""
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -31,26 +33,53 @@ def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np
     Raises:
         ValueError: shapes do not fit, a covariance is not symmetric, or a value is not finite.
     """
-    mean_a, mean_b = np.asarray(mean_a, np.float64), np.asarray(mean_b, np.float64)
-    cov_a, cov_b = np.asarray(cov_a, np.float64), np.asarray(cov_b, np.float64)
-    dim = mean_a.shape
-    if len(dim) != 1 or mean_b.shape != dim or cov_a.shape != 2 * dim or cov_b.shape != 2 * dim:
-        shapes = [a.shape for a in (mean_a, cov_a, mean_b, cov_b)]
-        raise ValueError(f"frechet: found shapes {shapes}; allowed are (d,), (d, d), (d,), (d, d)")
-    if not all(np.isfinite(array).all() for array in (mean_a, cov_a, mean_b, cov_b)):
+    return Gaussian(mean_a, cov_a).distance(mean_b, cov_b)
+
+
+class Gaussian:
+    """One side of many Frechet distances: its eigendecomposition is made once.
+
+    Args:
+        mean: (d,).
+        cov: (d, d), symmetric.
+
+    Raises:
+        ValueError: shapes do not fit, the covariance is not symmetric, or a value is not finite.
+    """
+
+    def __init__(self, mean: np.ndarray, cov: np.ndarray) -> None:
+        self.mean, self.cov = _checked(mean, cov)
+        values, vectors = np.linalg.eigh(self.cov)  # (d,), (d, d)
+        # A = R R^T, so R^T B R is similar to A^1/2 B A^1/2 and no second product with the vectors is needed.
+        self._root = vectors * np.sqrt(values.clip(min=0))  # (d, d)
+
+    def distance(self, mean: np.ndarray, cov: np.ndarray) -> float:
+        """Frechet distance to another Gaussian; see `frechet`."""
+        mean, cov = _checked(mean, cov)
+        if mean.shape != self.mean.shape:
+            raise ValueError(f"frechet: found shapes {self.mean.shape}, {mean.shape}; allowed are equal ones")
+        inner = self._root.T @ cov @ self._root  # (d, d)
+        overlap = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(min=0)).sum()
+        difference = self.mean - mean  # (d,)
+        distance = difference @ difference + np.trace(self.cov) + np.trace(cov) - 2 * overlap
+        return max(float(distance), 0.0)  # equal Gaussians leave a rounding error of either sign
+
+
+def _checked(mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
+    if mean.ndim != 1 or cov.shape != 2 * mean.shape:
+        raise ValueError(f"frechet: found shapes {mean.shape}, {cov.shape}; allowed are (d,), (d, d)")
+    if not np.isfinite(mean).all() or not np.isfinite(cov).all():
         raise ValueError("frechet: a mean or covariance is not finite")
-    for cov in (cov_a, cov_b):
-        # eigh reads one triangle only, so an asymmetric matrix would give a wrong distance without a word.
-        if not np.allclose(cov, cov.T, rtol=0, atol=1e-8 * max(np.abs(cov).max(initial=0), 1e-300)):
-            raise ValueError("frechet: a covariance is not symmetric")
-    values, vectors = np.linalg.eigh(cov_a)  # (d,), (d, d)
-    # A = R R^T, so R^T B R is similar to A^1/2 B A^1/2 and no second product with the vectors is needed.
-    root = vectors * np.sqrt(values.clip(min=0))  # (d, d)
-    inner = root.T @ cov_b @ root  # (d, d)
-    overlap = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(min=0)).sum()
-    difference = mean_a - mean_b  # (d,)
-    distance = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * overlap
-    return max(float(distance), 0.0)  # equal Gaussians leave a rounding error of either sign
+    # eigh reads one triangle only, so an asymmetric matrix would give a wrong distance without a word.
+    if not np.allclose(cov, cov.T, rtol=0, atol=1e-8 * max(np.abs(cov).max(initial=0), 1e-300)):
+        raise ValueError("frechet: a covariance is not symmetric")
+    return mean, cov
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities of logits (n, K), in float64."""
+    return np.exp(log_softmax(np.asarray(logits, np.float64), axis=1))
 
 
 def inception_score(probabilities: np.ndarray, split: int = 5000) -> float:
@@ -81,38 +110,6 @@ def inception_score(probabilities: np.ndarray, split: int = 5000) -> float:
     return float(np.mean(scores))
 
 
-class PrecisionRecall(NamedTuple):
-    """Fidelity and coverage of generated pictures."""
-
-    precision: float
-    """Fraction of generated features inside the manifold of the real ones."""
-    recall: float
-    """Fraction of real features inside the manifold of the generated ones."""
-
-
-def precision_recall(reference: np.ndarray, generated: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991).
-
-    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in
-    the same set, itself not counted; the border belongs to the ball.
-
-    Args:
-        reference: (N, d), features of real pictures, N > k.
-        generated: (M, d), features of generated pictures, M > k.
-        k: which neighbour gives the radius.
-
-    Raises:
-        ValueError: shapes do not fit or a set has no more than k points.
-    """
-    real, fake = _pair("precision_recall", reference, generated)
-    if k < 1 or min(len(real), len(fake)) <= k:
-        raise ValueError(f"precision_recall: found {len(real)} and {len(fake)} points, k {k}; each needs more than k")
-    # Distances do not change under a shift, and near the origin the expanded square below loses fewer digits.
-    centre = real.mean(axis=0)  # (d,)
-    real, fake = real - centre, fake - centre
-    return PrecisionRecall(_covered(fake, real, k), _covered(real, fake, k))
-
-
 def kid(reference: np.ndarray, generated: np.ndarray) -> float:
     """Kernel distance, unbiased (Binkowski et al., arXiv 1801.01401): squared MMD under (x.y / d + 1)^3.
 
@@ -126,13 +123,53 @@ def kid(reference: np.ndarray, generated: np.ndarray) -> float:
     Raises:
         ValueError: shapes do not fit or a set has fewer than 2 points.
     """
-    real, fake = _pair("kid", reference, generated)
-    n, m = len(real), len(fake)
-    if min(n, m) < 2:
-        raise ValueError(f"kid: found {n} and {m} points; each set needs at least 2")
-    within = (_kernel_sum(real, real) - _kernel_diagonal(real)) / (n * (n - 1))
-    within += (_kernel_sum(fake, fake) - _kernel_diagonal(fake)) / (m * (m - 1))
-    return within - 2 * _kernel_sum(real, fake) / (n * m)
+    return kernel_sums(reference, [generated]).value()
+
+
+@dataclass(frozen=True, eq=False)
+class KernelSums:
+    """Sums of the kernel over pairs, the generated points in groups, so that any group can be left out."""
+
+    real: float
+    """Mean over pairs of different real points."""
+    count: int
+    """Real points."""
+    sizes: np.ndarray
+    """Points of each group: (G,)."""
+    within: np.ndarray
+    """Sum over pairs of different points, one from each of two groups: (G, G), symmetric."""
+    across: np.ndarray
+    """Sum over pairs of a point of the group and a real one: (G,)."""
+
+    def value(self, left_out: int | None = None) -> float:
+        """The kernel distance, of all points or of those outside one group."""
+        kept = np.arange(len(self.sizes)) != (-1 if left_out is None else left_out)
+        m = int(self.sizes[kept].sum())
+        if m < 2:
+            raise ValueError(f"kid: found {m} generated points; at least 2 are needed")
+        within = float(self.within[np.ix_(kept, kept)].sum()) / (m * (m - 1))
+        return self.real + within - 2 * float(self.across[kept].sum()) / (m * self.count)
+
+
+def kernel_sums(reference: np.ndarray, groups: Sequence[np.ndarray]) -> KernelSums:
+    """The sums that `kid` is made of, for generated points in groups of (M_g, d); see `kid`."""
+    pairs = [_pair("kid", reference, group) for group in groups]
+    real, fakes = pairs[0][0], [fake for _, fake in pairs]
+    n = len(real)
+    if n < 2:
+        raise ValueError(f"kid: found {n} real points; at least 2 are needed")
+    within = np.zeros((len(fakes), len(fakes)))
+    for g, one in enumerate(fakes):
+        within[g, g] = _kernel_sum(one, one) - _kernel_diagonal(one)
+        for h in range(g):
+            within[g, h] = within[h, g] = _kernel_sum(one, fakes[h])
+    return KernelSums(
+        real=(_kernel_sum(real, real) - _kernel_diagonal(real)) / (n * (n - 1)),
+        count=n,
+        sizes=np.array([len(fake) for fake in fakes]),
+        within=within,
+        across=np.array([_kernel_sum(fake, real) for fake in fakes]),
+    )
 
 
 def _pair(name: str, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,33 +179,6 @@ def _pair(name: str, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if not np.isfinite(a).all() or not np.isfinite(b).all():
         raise ValueError(f"{name}: a feature is not finite")
     return a, b
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)  # (N, M)
-    return squares.clip(min=0)
-
-
-def _radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each point to its k-th nearest other point: (N,)."""
-    radii = np.empty(len(points))
-    for start in range(0, len(points), _BLOCK):
-        block = points[start : start + _BLOCK]  # (m, d)
-        squares = _squared_distances(block, points)  # (m, N)
-        rows = np.arange(len(block))
-        squares[rows, start + rows] = np.inf  # a point is not its own neighbour
-        radii[start + rows] = np.partition(squares, k - 1, axis=1)[:, k - 1]
-    return radii
-
-
-def _covered(queries: np.ndarray, points: np.ndarray, k: int) -> float:
-    """Fraction of queries that lie inside the manifold of the points."""
-    radii = _radii(points, k)  # (N,)
-    inside = 0
-    for start in range(0, len(queries), _BLOCK):
-        squares = _squared_distances(queries[start : start + _BLOCK], points)  # (m, N)
-        inside += int((squares <= radii).any(axis=1).sum())
-    return inside / len(queries)
 
 
 def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,154 +1,154 @@
-"""One evaluation: features of generated pictures, their distance from the real ones, and the floor beside it."""
+"""From the features in the store to the result: scores with intervals and floors, and everything to judge them by."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+import diffussm
 from diffussm.checkpoint.store import Store
 from diffussm.errors import DataError
-from diffussm.evaluate.extractors import Extractor
-from diffussm.evaluate.metrics import frechet
-from diffussm.evaluate.moments import Moments
-from diffussm.evaluate.reference import Pictures, Progress, Reference, collect, prepare_reference
+from diffussm.evaluate.extractors import Extractor, Features
+from diffussm.evaluate.reference import Reference
+from diffussm.evaluate.scores import KERNEL_IMAGES, NEIGHBOUR, Tally
+
+VERSION = 2
+"""Of the JSON; 1 had one distance alone."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A score and everything that is needed to judge it."""
+    """Scores and everything that is needed to judge them. Equal on any number of workers, `times` apart."""
 
-    metric: str
-    """Name of the distance, which names the feature network; never FID unless it is FID."""
-    value: float
-    """The distance of the generated from the real pictures."""
+    scores: Mapping[str, Mapping[str, Any]]
+    """Name -> value, interval (95 %, or null) and floor (what real pictures score, or null)."""
     n: int
     """Generated pictures."""
-    reference_n: int
-    """Real pictures they were compared with."""
-    floor: float
-    """Distance of `floor_n` real pictures from the other `floor_rest` real ones."""
-    floor_n: int
-    """n, or half of the real pictures if that is less."""
-    floor_rest: int
-    """Real pictures on the other side of the floor."""
-    extractor: str
-    """Digest of the feature network and its preprocessing."""
-    seconds: float
-    """Wall-clock time of generating and scoring, without the reference."""
-    sampler: Mapping[str, Any] = field(default_factory=dict)
-    """Settings the pictures were generated with."""
+    extractor: Mapping[str, Any]
+    """Name and digest of the feature network and its preprocessing."""
+    reference: Mapping[str, Any]
+    """Digest, source, number of real pictures, and of those whose features are kept."""
+    floor: Mapping[str, int] | None
+    """Counts on the two sides of the floor."""
+    checkpoint: Mapping[str, Any]
+    """Images seen, which weights, their digest."""
+    settings: Mapping[str, Any]
+    """Every setting that decides the pictures and the scores."""
+    code: Mapping[str, str]
+    """Version, and digest of the package's source."""
+    times: Mapping[str, Any] = field(default_factory=dict)
+    """Seconds and rates of this evaluation; not part of what two evaluations must agree in."""
+    version: int = VERSION
+
+    @property
+    def first(self) -> str:
+        """Name of the score that stands for all: the Frechet distance."""
+        return next(iter(self.scores))
 
     def line(self) -> str:
-        """The score in one line, never without its floor."""
-        return (
-            f"{self.metric} = {self.value:.1f} "
-            f"(n = {self.n}; real against real at n = {self.floor_n}: {self.floor:.1f})"
-        )
+        """The scores in one line; the first never without its count, interval and floor."""
+        score = self.scores[self.first]
+        said = [f"n = {self.n}"]
+        if score["interval"]:
+            said.append("95 %: {:.1f} to {:.1f}".format(*score["interval"]))
+        if self.floor and score["floor"] is not None:
+            said.append(f"real against real at n = {self.floor['n']}: {score['floor']:.1f}")
+        others = ", ".join(f"{name} {s['value']:.4g}" for name, s in self.scores.items() if name != self.first)
+        return f"{self.first} = {score['value']:.1f} ({'; '.join(said)})" + (f"; {others}" if others else "")
 
     def to_json(self) -> str:
         """All fields as JSON. Raises ValueError if a number is not finite, TypeError if a setting is not JSON."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: bytes | str, where: str) -> Result:
+        """Read what `to_json` wrote. Raises DataError if it is something else or of another version."""
+        try:
+            found = cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{where}: is no result of an evaluation ({error})", "delete it") from error
+        if found.version != VERSION:
+            raise DataError(f"{where}: found version {found.version}, read is {VERSION}", "evaluate again")
+        return found
 
     def save(self, store: Store, key: str) -> None:
         """Write the JSON to `key`. Raises StorageError."""
         store.write(key, (self.to_json() + "\n").encode())
 
+    def record(self) -> dict[str, Any]:
+        """One line for journals and W&B: images and each score with its interval."""
+        flat: dict[str, Any] = {"images": self.checkpoint["images"]}
+        for name, score in self.scores.items():
+            flat[f"score/{name}"] = score["value"]
+            if score["interval"]:
+                flat[f"score/{name}/low"], flat[f"score/{name}/high"] = score["interval"]
+            if score["floor"] is not None:
+                flat[f"score/{name}/floor"] = score["floor"]
+        return flat
 
-def score(
-    images: Iterable[np.ndarray],
+
+def judge(
+    features: Iterable[Features],
+    n: int,
     reference: Reference,
     extractor: Extractor,
     *,
-    sampler: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    checkpoint: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: str = "cpu",
 ) -> Result:
-    """Score generated pictures against a reference.
+    """Score generated features against a reference.
 
     Args:
-        images: uint8 (B, H, W, 3) batches; generated while they are scored, if it is a generator.
+        features: of all pictures in the order of their indices.
+        n: how many pictures those are.
         reference: the real side, made with the same extractor.
         extractor: feature network.
-        sampler: settings of the sampler, kept with the result.
-        progress: called after each batch with its size.
+        checkpoint: images seen, which weights, their digest.
+        settings: what else decided the pictures.
+        device: where distances of precision and recall are computed.
 
     Raises:
-        DataError: fewer than 2 pictures.
-        ValueError: the reference was made with another extractor.
-    """
-    start = time.perf_counter()
-    generated = collect(images, extractor, progress)
-    return compare(generated, reference, extractor, sampler=sampler, seconds=time.perf_counter() - start)
-
-
-def compare(
-    generated: Moments,
-    reference: Reference,
-    extractor: Extractor,
-    *,
-    sampler: Mapping[str, Any] | None = None,
-    seconds: float = 0.0,
-) -> Result:
-    """`score` for moments that were collected already, for example on several workers and merged.
-
-    Raises:
-        DataError: moments of fewer than 2 pictures.
+        DataError: fewer than 2 pictures, or another number than n.
         ValueError: the reference was made with another extractor.
     """
     if reference.extractor != extractor.digest:
         raise ValueError(f"reference: made with extractor {reference.extractor}; this one is {extractor.digest}")
-    if generated.n < 2:
-        raise DataError(f"evaluate.images: found {generated.n} generated pictures; at least 2 are needed")
-    real, floor = reference.moments, reference.floor
+    tally = Tally(extractor.taps, n)
+    for part in features:
+        tally.add(part)
+    floor = reference.floor
+    scores = {}
+    for kind, score in tally.scores(reference.side, device).items():
+        known = floor.values.get(kind) if floor else None
+        scores[extractor.metric_names[kind]] = {"value": score.value, "interval": score.interval, "floor": known}
     return Result(
-        metric=extractor.metric,
-        value=frechet(generated.mean, generated.covariance, real.mean, real.covariance),
-        n=generated.n,
-        reference_n=real.n,
-        floor=floor.value,
-        floor_n=floor.n,
-        floor_rest=floor.rest,
-        extractor=extractor.digest,
-        seconds=round(seconds, 3),
-        sampler=dict(sampler or {}),
+        scores=scores,
+        n=n,
+        extractor={"name": extractor.name, "digest": extractor.digest, "taps": dict(extractor.taps)},
+        reference={
+            "digest": reference.digest,
+            "source": reference.source,
+            "n": reference.n,
+            "features": len(reference.side.features),
+        },
+        floor={"n": floor.n, "rest": floor.rest} if floor else None,
+        checkpoint=checkpoint,
+        settings=dict(settings) | {"neighbour": NEIGHBOUR, "kernel_images": min(n, KERNEL_IMAGES)},
+        code=code(),
     )
 
 
-def evaluate(
-    images: Iterable[np.ndarray],
-    extractor: Extractor,
-    store: Store,
-    pictures: Pictures,
-    *,
-    n: int,
-    count: int,
-    data: str,
-    sampler: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> Result:
-    """Reference and score in one call.
-
-    Args:
-        images: `n` generated pictures in uint8 (B, H, W, 3) batches.
-        extractor: feature network.
-        store: where the reference is kept (beside the latents).
-        pictures: begins a pass over the real pictures.
-        n: number of generated pictures.
-        count: number of real pictures.
-        data: identity of the real pictures, see `prepare_reference`.
-        sampler: settings of the sampler, kept with the result.
-        progress: called after each batch, of real and of generated pictures.
-
-    Raises:
-        DataError: too few pictures, `images` does not yield `n`, or the real ones do not match `count`.
-        StorageError: the store cannot be read or written.
-    """
-    real = prepare_reference(store, extractor, pictures, count=count, n=n, data=data, progress=progress)
-    result = score(images, real, extractor, sampler=sampler, progress=progress)
-    if result.n != n:
-        raise DataError(f"evaluate.images: found {result.n} generated pictures, expected {n}")
-    return result
+@functools.cache
+def code() -> Mapping[str, str]:
+    """Version, and a digest over the package's source: results of one digest were computed alike."""
+    root = Path(diffussm.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return {"version": diffussm.__version__, "digest": total.hexdigest()[:16]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Story:
     counts: Counts
     weights: str
     """Kind of weights exported: master, or an average."""
-    evaluations: Sequence[dict[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
     """Results stored with the run, as plain data; oldest first."""
     licence: str = ""
     """SPDX identifier; empty if nobody said."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffussm.export import card
 from diffussm.model.counts import count
 from diffussm.model.presets import resolve
 from diffussm.naming import RunPaths
+from diffussm.observe.report.gather import scores_of
 from diffussm.sample import Painter
 
 CARD = "README.md"
@@ -94,22 +95,23 @@ def export(
     return to
 
 
-def evaluations(store: Store) -> list[dict[str, Any]]:
-    """Stored results of a run, oldest first, each with the images its weights had seen as `at_images`.
+def evaluations(store: Store) -> list[Mapping[str, Any]]:
+    """Scores of a run's stored evaluations, oldest first, as the report reads them.
 
     Raises:
-        DataError: a result is not JSON.
+        DataError: a file there is no result.
     """
-    found = []
+    found: list[Mapping[str, Any]] = []
     for key in sorted(store.keys("evaluations/")):
         name = key.rpartition("/")[2]
         if not name.endswith(".json") or not name[:12].isdigit():
             continue
         try:
-            result = json.loads(store.read(key))
-        except ValueError as error:
-            raise DataError(f"{key}: not JSON ({error})", "remove the file and evaluate again") from error
-        found.append({"at_images": int(name[:12])} | result)
+            found += scores_of(json.loads(store.read(key)), int(name[:12]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{key}: is no result of an evaluation ({error!r})", "remove the file and evaluate again"
+            ) from error
     return found
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from diffussm.ops import SSMParams, bidirectional_conv, bidirectional_ssm, ssm_kernel
+from diffussm.ops import SSMParams, bidirectional_conv, bidirectional_ssm, kept_kernel, ssm_kernel, uses_kernels
 
 _STEP_MIN, _STEP_MAX = 1e-3, 1e-1
 """Range of the initial step, as in S4D."""
@@ -27,6 +28,8 @@ class BiSSM(nn.Module):
     are dropped when a parameter is written, replaced, moved or loaded, when the module is put into or out of training
     mode, and by any pass with gradients. A write that goes around torch's bookkeeping (`parameter.data.copy_`, a raw
     pointer) between two passes in evaluation mode cannot be seen: call `drop_kernels(model)` after it.
+
+    With gradients they are kept only inside `fixed_parameters(model)`, as over the micro batches of one step.
     """
 
     def __init__(self, width: int, state: int, backend: str = "auto") -> None:
@@ -44,6 +47,7 @@ class BiSSM(nn.Module):
         self.skip = nn.Parameter(torch.randn(2, width))  # (2, D)
         self._mark()
         self._kept: _Kept | None = None
+        self._fixed: dict[int, tuple[Tensor, ...]] | None = None  # length -> kernels, inside fixed_parameters
 
     def forward(self, u: Tensor) -> Tensor:
         """u (B, L, 2D) -> (B, L, 2D) in u's dtype."""
@@ -51,6 +55,9 @@ class BiSSM(nn.Module):
             return bidirectional_ssm(u, *self._directions(), backend=self.backend)
         if self.training or torch.is_grad_enabled():
             self._kept = None
+            if self._fixed is not None and uses_kernels(u, self.backend):
+                kernels = self._fixed_kernels(self._fixed, u.shape[1])
+                return bidirectional_conv(u, *kernels, backend=self.backend)
             return bidirectional_ssm(u, *self._directions(), backend=self.backend)
         k_f, k_b = self._kernels(u.shape[1])
         return bidirectional_conv(u, k_f, k_b, backend=self.backend)
@@ -78,6 +85,15 @@ class BiSSM(nn.Module):
         self._kept = _Kept.of(params, length, self.backend, k_f, k_b) if traceable else None
         return k_f, k_b
 
+    def _fixed_kernels(self, fixed: dict[int, tuple[Tensor, ...]], length: int) -> list[Tensor]:
+        """As `_kernels`, with gradients; the same graph whether they are new or kept, as checkpointing needs."""
+        directions = self._directions()
+        if length not in fixed:
+            with torch.no_grad():
+                fixed[length] = tuple(ssm_kernel(p, length, backend=self.backend) for p in directions)
+        pairs = zip(fixed[length], directions, strict=True)
+        return [kept_kernel(k, p, backend=self.backend) for k, p in pairs]
+
     def _mark(self) -> None:
         for p in self._tensors():
             p._optim = {"weight_decay": 0.0, "fp32": True}  # type: ignore[attr-defined]
@@ -99,7 +115,7 @@ class BiSSM(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # a copy of the module makes its own kernels
+        return {**self.__dict__, "_kept": None, "_fixed": None}  # a copy of the module makes its own kernels
 
 
 @dataclass(frozen=True)
@@ -137,3 +153,20 @@ def drop_kernels(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BiSSM):
             module._kept = None
+
+
+@contextmanager
+def fixed_parameters(model: nn.Module) -> Iterator[None]:
+    """Make every layer's kernels once for all passes in this block, those with gradients and recomputed ones included.
+
+    The caller promises that no parameter changes before the block's last pass: nothing is compared, since DeepSpeed
+    writes parameters where torch does not count it. All kernels are dropped at the end.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BiSSM)]
+    for layer in layers:
+        layer._fixed = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._fixed = None

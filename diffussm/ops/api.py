@@ -48,6 +48,28 @@ def ssm_kernel(params: SSMParams, length: int, *, backend: str = registry.AUTO) 
     return library.ssm_kernel(*params, length, _resolved(backend, params.c.device, params.c.dtype))
 
 
+def uses_kernels(u: Tensor, backend: str = registry.AUTO) -> bool:
+    """Whether `bidirectional_ssm` makes (D, L) kernels for u, which may be kept, or goes past them in one pass.
+
+    Raises:
+        ConfigError, MissingError: as `registry.resolve`.
+    """
+    return not _is_fused(_resolved(backend, u.device, u.dtype))
+
+
+def kept_kernel(kernel: Tensor, params: SSMParams, *, backend: str = registry.AUTO) -> Tensor:
+    """A (D, L) kernel made before by `ssm_kernel(params, L)`, with its gradients; computes nothing forward.
+
+    The caller sees to it that the parameters have not changed since.
+
+    Raises:
+        ConfigError, MissingError: as `registry.resolve`.
+    """
+    name = _resolved(backend, params.c.device, params.c.dtype)
+    kept: Tensor = library.KeptKernel.apply(kernel, name, *params)
+    return kept
+
+
 def bidirectional_conv(u: Tensor, k_f: Tensor, k_b: Tensor, *, backend: str = registry.AUTO) -> Tensor:
     """Convolve with k_f in the forward and with k_b in the reversed direction.
 

@@ -86,6 +86,22 @@ def _kernel_grad(ctx: Any, dk: Tensor) -> tuple[Tensor | None, ...]:
 ssm_kernel.register_autograd(_kernel_grad, setup_context=_kernel_setup)
 
 
+class KeptKernel(torch.autograd.Function):
+    """A kernel that was made before, as the function of the parameters it was made from; gradients as `ssm_kernel`."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Tensor, backend: str, *params: Tensor) -> Tensor:
+        """kernel (D, L) again."""
+        ctx.backend = backend
+        ctx.save_for_backward(*params)
+        return kernel.view_as(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, dk: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of the six parameters from dk (D, L)."""
+        return (None, None, *ssm_kernel_backward(dk, *ctx.saved_tensors, ctx.backend))
+
+
 @torch.library.custom_op("diffussm::bidirectional_conv", mutates_args=())
 def bidirectional_conv(u: Tensor, k_f: Tensor, k_b: Tensor, backend: str) -> Tensor:
     """y (B, L, 2D): see `diffussm.ops.bidirectional_conv`."""

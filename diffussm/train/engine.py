@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffussm.config.schema import Precision, TrainConfig
 from diffussm.model.footprint import bucket_elements
+from diffussm.model.ssm import fixed_parameters
 from diffussm.train.optim import adamw, parameter_groups
 from diffussm.train.phases import Phase
 from diffussm.train.world import World
@@ -101,16 +102,17 @@ class Engine:
             group["lr"] = lr
         total = torch.zeros((), device=self.world.device)
         norm, skipped = 0.0, False
-        for loss_of in losses:
-            enter(Phase.FORWARD)
-            loss = loss_of(self.engine)
-            enter(Phase.BACKWARD)
-            self.engine.backward(loss)
-            enter(Phase.REDUCE)
-            total += loss.detach()
-            if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
-                norm, skipped = self._guard_plain_gradients()
-            self.engine.step()
+        with fixed_parameters(self.module):  # they change in the last call of engine.step only
+            for loss_of in losses:
+                enter(Phase.FORWARD)
+                loss = loss_of(self.engine)
+                enter(Phase.BACKWARD)
+                self.engine.backward(loss)
+                enter(Phase.REDUCE)
+                total += loss.detach()
+                if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
+                    norm, skipped = self._guard_plain_gradients()
+                self.engine.step()
         if self.stage > 0:
             skipped = bool(self.optimizer.overflow)
             norm = float(self.engine.get_global_grad_norm()) if not skipped else float("inf")

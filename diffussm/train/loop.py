@@ -16,6 +16,7 @@ from diffussm.diffusion.process import Process
 from diffussm.errors import DiffuSSMError
 from diffussm.model import build_model
 from diffussm.naming import RunPaths
+from diffussm.train import lineage
 from diffussm.train.ahead import ahead
 from diffussm.train.control import Control, Leaving
 from diffussm.train.ema import Averages
@@ -61,7 +62,7 @@ def train(
     snapshots = Snapshots(cfg, engine, averages, store, attempt, logger)
     leaving = Leaving(cfg, control, world.size)
     enter(Phase.RESTORE)
-    at = saver.restore()
+    at = lineage.begin(cfg, engine, averages, store, logger, saver.restore())
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
 

@@ -61,7 +61,8 @@ def test_once_there_is_a_checkpoint_frozen_keys_must_agree(tmp_path: Path) -> No
     [
         ({"model": ModelConfig(preset="XX")}, ConfigError),
         ({"model": ModelConfig(backend="fast")}, ConfigError),
-        ({"evaluate": EvaluateConfig(extractor="inception")}, ConfigError),
+        ({"evaluate": EvaluateConfig(extractor="vgg")}, ConfigError),
+        ({"evaluate": EvaluateConfig(extractor="inception", weights="/nowhere.pth")}, MissingError),
         ({"cluster": ClusterConfig(workers=64, gpus_per_worker=1)}, MissingError),
     ],
 )

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffussm.checkpoint import weights
 from diffussm.checkpoint.store import open_store
+from diffussm.config.schema import ModelConfig
 from diffussm.data.latents import passport
 from diffussm.data.passport import Passport
 from diffussm.errors import ConfigError, DataError
 from diffussm.model import build_model
-from diffussm.sample import Painter, grid_labels, proportional_labels
+from diffussm.sample import Painter, cast_dense, grid_labels, weights_digest
 from tests.runs import tiny_run
 
 PASSPORT = Passport(
@@ -32,18 +30,29 @@ def test_rows_are_the_classes_asked_for_in_that_order() -> None:
         grid_labels(PASSPORT, ["cat", "cow"], 1)
 
 
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(1, 300))
-def test_labels_keep_the_proportions(counts: list[int], n: int) -> None:
-    labels = proportional_labels(counts, n)
-    assert len(labels) == n
-    for label, count in enumerate(counts):
-        assert abs(labels.count(label) - n * count / sum(counts)) < 1
+def test_the_digest_of_weights_follows_every_number_and_name() -> None:
+    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    one = weights_digest(weights)
+    assert one == weights_digest(dict(reversed(weights.items())))
+    assert one != weights_digest({"a": weights["a"].view(3, 2), "b": weights["b"]})
+    assert one != weights_digest({"a": weights["a"], "c": weights["b"]})
+    assert one != weights_digest({"a": weights["a"] + 1e-6, "b": weights["b"]})
 
 
-def test_labels_are_mixed_so_that_any_stretch_has_all_classes() -> None:
-    labels = proportional_labels((100, 100, 200), 40)
-    assert set(labels[:8]) == {0, 1, 2}
-    assert replace(PASSPORT).latent.classes == 3
+def test_weights_cast_once_give_what_autocast_gives() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(preset="tiny", width=16, depth=2, state=8, backend="torch"), PASSPORT.latent).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 2])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = model(x, t, y)
+        cast_dense(model)
+        after = model(x, t, y)
+    assert torch.equal(before, after)
+    kept = {p.dtype for name, p in model.named_parameters() if "ssm" in name}
+    assert kept == {torch.float32}
+    assert model.stem.weight.dtype == torch.bfloat16
 
 
 def test_a_file_of_weights_is_drawn_from_instead_of_a_checkpoint(tmp_path: Path) -> None:

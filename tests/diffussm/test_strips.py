@@ -37,7 +37,7 @@ def paint_with(cfg: Config, seed: int) -> Painter:
     return Painter(
         cfg=cfg, passport=made, model=model.eval(), process=Process(cfg.diffusion),
         decoder=autoencoder.load(cfg.data.autoencoder), images=8, device=torch.device("cpu"), kind="master",
-        manifest=None,
+        manifest=None, digest="",
     )  # fmt: skip
 
 

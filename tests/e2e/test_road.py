@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,7 @@ WAIT_S = 150
 def config(tmp_path: Path) -> Path:
     """A config file whose latents are not made yet."""
     cfg = tiny_run(tmp_path, workers=2, images=STEPS * BATCH, checkpoint_images=5 * BATCH)
-    for file in (tmp_path / "latents").iterdir():
-        file.unlink()
-    (tmp_path / "latents").rmdir()
+    shutil.rmtree(tmp_path / "latents")
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(cfg))
     return path

@@ -99,6 +99,26 @@ def test_each_command_becomes_its_stage(minimal: str, started: list[list[str]]) 
     ]
 
 
+def test_a_checkpoint_is_evaluated_by_its_folder(minimal: str, tmp_path: Path, started: list[list[str]]) -> None:
+    run = tmp_path / "runs" / "a-run"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(Path(minimal).read_text() + f"storage: {run.parent}\n")
+    invoke("evaluate", f"{run}/checkpoints/000000000512", "--npz", "s.npz")
+    invoke("evaluate", f"{run}/checkpoints/000000000512", "--checkpoint", "7")
+    first, second = started
+    assert first[:8] == [
+        "cluster.driver", "--only", "evaluate", "--checkpoint", "512", "--npz", "s.npz", str(run / "config.yaml"),
+    ]  # fmt: skip
+    assert second[3:5] == ["--checkpoint", "7"]
+
+
+def test_a_reference_is_built(minimal: str, started: list[list[str]]) -> None:
+    invoke("reference", "build", minimal, "evaluate.extractor=inception", "--npz", "r.npz")
+    assert started == [
+        ["cluster.driver", "--only", "reference", "--npz", "r.npz", minimal, "evaluate.extractor=inception"]
+    ]
+
+
 def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> None:
     options = "--classes a,b --per-class 3 --guidance 2.5 --sampler ddim --steps 20 --seed 7"
     options += " --weights w --grid g.png --checkpoint 9"

@@ -55,11 +55,11 @@ def loss(story: Story) -> Figure:
 
 
 def score(story: Story) -> Figure:
-    """Each metric's value over images with its interval, and the floor of real against real as a dashed line."""
+    """Each distance over images with its interval, and the floor of real against real as a dashed line."""
     data: list[dict[str, Any]] = []
     by_metric: dict[str, list[Mapping[str, Any]]] = {}
     for result in story.evaluations:
-        if isinstance(result.get("value"), int | float):
+        if result["leads"]:  # the others have scales of their own; the table shows them
             by_metric.setdefault(str(result.get("metric", "score")), []).append(result)
     for (metric, results), colour in zip(by_metric.items(), _cycle(), strict=False):
         x, y = [r["at_images"] for r in results], [r["value"] for r in results]

@@ -48,7 +48,7 @@ class Story:
     events: Sequence[Mapping[str, Any]]
     grids: Sequence[Grid]
     evaluations: Sequence[Mapping[str, Any]]
-    """Results, each with the images its weights had seen as `at_images`; oldest first."""
+    """One record for each score of each evaluation, as `scores_of` makes them; oldest first."""
     attempts: Sequence[Mapping[str, Any]]
     """The record of each start, with its number as `attempt`."""
     goodput: Goodput
@@ -125,9 +125,31 @@ def _evaluations(store: Store, keys: Sequence[str], wrong: list[str]) -> list[Ma
     found: list[Mapping[str, Any]] = []
     for match in filter(None, map(_EVALUATION.fullmatch, sorted(keys))):
         result = _parsed(store, match[0], json.loads, wrong)
-        if isinstance(result, dict):
-            found.append({"at_images": int(match[1])} | result)
+        try:
+            found += scores_of(result, int(match[1])) if result is not None else []
+        except (KeyError, TypeError, AttributeError) as error:
+            wrong.append(f"{match[0]}: is no result of an evaluation ({error!r})")
     return found
+
+
+def scores_of(result: Mapping[str, Any], images: int) -> list[Mapping[str, Any]]:
+    """Each score of one stored evaluation with what it needs to be judged by. Pure.
+
+    The first, a distance, stands for all: `leads` is true for it.
+
+    Raises:
+        KeyError, TypeError, AttributeError: `result` is not what an evaluation stores.
+    """
+    beside = {
+        "at_images": images,
+        "n": result["n"],
+        "weights": result["checkpoint"]["weights"],
+        "sampler": result["settings"].get("sample", {}),
+    }
+    return [
+        {"metric": name, "leads": place == 0} | {key: score[key] for key in ("value", "interval", "floor")} | beside
+        for place, (name, score) in enumerate(result["scores"].items())
+    ]
 
 
 def _attempts(store: Store, keys: Sequence[str], wrong: list[str]) -> list[Mapping[str, Any]]:

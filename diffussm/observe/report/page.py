@@ -90,7 +90,7 @@ def tiles(story: Story) -> list[tuple[str, str, str]]:
         made.append(("images/s", f"{rate:,.1f}", f"to go {left}" if left else ""))
     if last.get("loss") is not None:
         made.append(("loss", f"{last['loss']:.4f}", f"step {last.get('step', 0):,}"))
-    scored = [e for e in story.evaluations if isinstance(e.get("value"), int | float)]
+    scored = [e for e in story.evaluations if e["leads"]]
     if scored:
         newest = scored[-1]
         floor = newest.get("floor")
@@ -131,7 +131,7 @@ def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]
                 "value": f"{value:.2f}" if isinstance(value, int | float) else "-",
                 "floor": f"{floor:.2f}" if isinstance(floor, int | float) else "-",
                 "n": f"{result.get('n', 0):,}",
-                "weights": str(sampler.get("ema", "-")),
+                "weights": str(result.get("weights", "-")),
                 "guidance": str(sampler.get("guidance", "-")),
                 "sampler": f"{sampler.get('sampler', '-')}, {sampler.get('steps', '-')} steps",
             }

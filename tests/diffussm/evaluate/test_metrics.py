@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffussm.evaluate import metrics
-from diffussm.evaluate.metrics import frechet, inception_score, kid, precision_recall
+from diffussm.evaluate.metrics import frechet, inception_score, kernel_sums, kid, softmax
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -99,57 +99,6 @@ def test_inception_score_refuses_what_is_no_probability() -> None:
         inception_score(np.eye(2), split=0)
 
 
-# --- Precision and recall
-
-
-def naive_covered(queries: np.ndarray, points: np.ndarray, k: int) -> float:
-    radii = [sorted(math.dist(p, q) for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)]
-    hits = sum(any(math.dist(q, p) <= r for p, r in zip(points, radii, strict=True)) for q in queries)
-    return hits / len(queries)
-
-
-@given(seed=SEEDS, k=st.integers(1, 4), n=st.integers(5, 20), m=st.integers(5, 20), block=st.sampled_from([3, 7, 100]))
-@settings(deadline=None, max_examples=40)
-def test_precision_recall_agrees_with_plain_loops(seed: int, k: int, n: int, m: int, block: int) -> None:
-    rng = np.random.default_rng(seed)
-    real, fake = rng.normal(size=(n, 3)), rng.normal(0.7, 1.3, size=(m, 3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_BLOCK", block)
-        result = precision_recall(real, fake, k)
-    assert result.precision == naive_covered(fake, real, k)
-    assert result.recall == naive_covered(real, fake, k)
-
-
-def test_precision_and_recall_are_not_confused() -> None:
-    rng = np.random.default_rng(5)
-    wide = rng.normal(size=(200, 2))
-    narrow = rng.normal(scale=0.01, size=(200, 2))  # all inside the real manifold, covering little of it
-    result = precision_recall(wide, narrow)
-    assert result.precision > 0.95
-    assert result.recall < 0.05
-
-
-def test_the_border_of_a_ball_belongs_to_it() -> None:
-    real = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]])  # balls of radius 1, 1, 1, 1, 1
-    fake = np.array([[3.0], [-3.0], [3.5], [9.0]])
-    assert precision_recall(real, fake, k=1).precision == 0.5
-
-
-def test_precision_recall_far_from_the_origin() -> None:
-    rng = np.random.default_rng(6)
-    real, fake = rng.normal(size=(2, 30, 4))
-    assert precision_recall(real + 1e8, fake + 1e8) == precision_recall(real, fake)
-
-
-def test_precision_recall_needs_more_than_k_points() -> None:
-    with pytest.raises(ValueError, match="more than k"):
-        precision_recall(np.ones((3, 2)), np.ones((9, 2)), k=3)
-    with pytest.raises(ValueError, match="shapes"):
-        precision_recall(np.ones((9, 2)), np.ones((9, 3)))
-    with pytest.raises(ValueError, match="finite"):
-        precision_recall(np.full((9, 2), np.inf), np.ones((9, 2)))
-
-
 # --- Kernel distance
 
 
@@ -184,3 +133,16 @@ def test_kid_is_unbiased() -> None:
 def test_kid_refuses_single_points() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         kid(np.ones((1, 2)), np.ones((5, 2)))
+
+
+def test_leaving_a_group_out_is_the_distance_of_the_others() -> None:
+    rng = np.random.default_rng(8)
+    real, groups = rng.normal(size=(20, 3)), [rng.normal(0.3, 1, size=(size, 3)) for size in (5, 7, 1)]
+    sums = kernel_sums(real, groups)
+    assert sums.value() == pytest.approx(kid(real, np.concatenate(groups)), rel=1e-12)
+    assert sums.value(1) == pytest.approx(kid(real, np.concatenate([groups[0], groups[2]])), rel=1e-12)
+
+
+def test_softmax_is_taken_in_float64_and_does_not_overflow() -> None:
+    found = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]], np.float32))
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.25, 0.75]], rtol=1e-7)

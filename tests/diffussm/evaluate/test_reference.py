@@ -6,28 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typing_extensions import override
 
 from diffussm.checkpoint.store import Store, open_store
 from diffussm.errors import DataError
-from diffussm.evaluate.extractors import Extractor
-from diffussm.evaluate.metrics import frechet
-from diffussm.evaluate.moments import merge
-from diffussm.evaluate.reference import Reference, collect, prepare_reference
-
-
-class Colours(Extractor):
-    """Mean colour of a picture: three features."""
-
-    name, metric, dim, digest = "colours", "FD-Colours", 3, "c0ffee"
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    @override
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        self.seen += len(images)
-        return images.mean((1, 2)).astype(np.float32)
+from diffussm.evaluate.extractors import Features
+from diffussm.evaluate.metrics import frechet, kid
+from diffussm.evaluate.reference import Reference, members, prepare_reference
+from tests.diffussm.evaluate.test_extractors import Colours
 
 
 class Source:
@@ -56,20 +41,29 @@ def prepare(
     return prepare_reference(store, extractor, source, count=count or len(source.images), n=n, data=data)
 
 
+def floors(reference: Reference) -> dict[str, float]:
+    assert reference.floor is not None
+    return dict(reference.floor.values)
+
+
 def test_moments_are_of_all_pictures_and_do_not_depend_on_batches(store: Store, tmp_path: Path) -> None:
     a = prepare(store, Source(40, batch=7), 10)
     b = prepare(open_store(str(tmp_path / "b")), Source(40, batch=40), 10)
     x = Source(40).images.mean((1, 2))
     for found in (a, b):
-        assert found.moments.n == 40
-        np.testing.assert_allclose(found.moments.mean, x.mean(axis=0), rtol=1e-6)
-        np.testing.assert_allclose(found.moments.covariance, np.cov(x.T), rtol=1e-5)
-    assert a.floor.value == pytest.approx(b.floor.value, rel=1e-9)
+        mean, covariance = found.side.statistics["pool"]
+        assert found.n == 40
+        np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(covariance, np.cov(x.T), rtol=1e-5)
+        np.testing.assert_allclose(found.side.features, x[members(40)], rtol=1e-6)
+        assert len(found.side.features) == 20
+    assert floors(a) == pytest.approx(floors(b), rel=1e-9)
 
 
 @pytest.mark.parametrize(("n", "one"), [(2, 2), (10, 10), (20, 20), (21, 20), (40, 20), (10_000, 20)])
 def test_the_floor_compares_disjoint_pictures_and_states_its_sizes(store: Store, n: int, one: int) -> None:
     floor = prepare(store, Source(40), n).floor
+    assert floor is not None
     assert (floor.n, floor.rest) == (one, 40 - one)
 
 
@@ -78,24 +72,29 @@ def test_the_floor_is_the_distance_of_drawn_pictures_from_the_others(store: Stor
     # Colour says which picture it is, so that the extractor can tell which ones were drawn.
     source.images[:] = np.arange(40, dtype=np.uint8)[:, None, None, None]
     prepare(store, source, 10)
-    second = Colours()
     drawn: list[int] = []
-    second._features = lambda images: drawn.extend(images[:, 0, 0, 0].tolist()) or images.mean((1, 2))  # type: ignore[assignment,method-assign,func-returns-value]
-    found = prepare(store, source, 15, second).floor.value
+
+    class Watching(Colours):
+        def _extract(self, images: np.ndarray) -> Features:
+            drawn.extend(images[:, 0, 0, 0].tolist())
+            return super()._extract(images)
+
+    found = floors(prepare(store, source, 15, Watching()))
     assert len(drawn) == len(set(drawn)) == 15  # no more than these pass through the network again
-    assert drawn != sorted(range(40))[:15]
-    one = collect([source.images[drawn]], Colours())
-    other = collect([np.delete(source.images, drawn, axis=0)], Colours())
-    expected = frechet(one.mean, one.covariance, other.mean, other.covariance)
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert found > 0
+    assert not set(drawn) & set(np.flatnonzero(members(40)).tolist())
+    colour = source.images.mean((1, 2))
+    one, other = colour[drawn], np.delete(colour, drawn, axis=0)
+    expected = frechet(one.mean(axis=0), np.cov(one.T), other.mean(axis=0), np.cov(other.T))
+    assert found["frechet"] == pytest.approx(expected, rel=1e-6)
+    assert found["frechet"] > 0
+    assert found["kernel"] == pytest.approx(kid(colour[members(40)], one), rel=1e-6)
 
 
 def test_both_ways_to_a_floor_give_one_value(store: Store, tmp_path: Path) -> None:
     source = Source(60)
-    at_once = prepare(open_store(str(tmp_path / "once")), source, 25).floor.value
+    at_once = prepare(open_store(str(tmp_path / "once")), source, 25)
     prepare(store, source, 10)
-    assert prepare(store, source, 25).floor.value == pytest.approx(at_once, rel=1e-9)
+    assert floors(prepare(store, source, 25)) == pytest.approx(floors(at_once), rel=1e-9)
 
 
 def test_a_second_call_reads_the_store(store: Store) -> None:
@@ -105,7 +104,9 @@ def test_a_second_call_reads_the_store(store: Store) -> None:
     second = prepare(store, source, 10, extractor)
     assert (source.passes, extractor.seen) == (1, 40)
     assert second.floor == first.floor
-    assert np.array_equal(second.moments.outer, first.moments.outer)
+    assert second.digest == first.digest
+    assert np.array_equal(second.side.statistics["pool"][1], first.side.statistics["pool"][1])
+    assert np.array_equal(second.side.features, first.side.features)
     prepare(store, source, 30, extractor)
     assert (source.passes, extractor.seen) == (2, 60)
     prepare(store, source, 10, extractor)
@@ -113,7 +114,7 @@ def test_a_second_call_reads_the_store(store: Store) -> None:
     assert source.passes == 2
     card = json.loads(store.read("reference-c0ffee.json"))
     assert set(card["floors"]) == {"10", "20"}
-    assert (card["metric"], card["images"]) == ("FD-Colours", 40)
+    assert (card["extractor"], card["images"]) == ("colours", 40)
 
 
 def test_other_pictures_make_a_new_reference(store: Store) -> None:
@@ -121,9 +122,9 @@ def test_other_pictures_make_a_new_reference(store: Store) -> None:
     other = Source(40, seed=1)
     found = prepare(store, other, 10, data="e")
     assert other.passes == 1
-    np.testing.assert_allclose(found.moments.mean, other.images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found.side.statistics["pool"][0], other.images.mean((0, 1, 2)), rtol=1e-6)
     smaller = Source(30)
-    assert prepare(store, smaller, 10, data="e").moments.n == 30
+    assert prepare(store, smaller, 10, data="e").n == 30
     assert list(json.loads(store.read("reference-c0ffee.json"))["floors"]) == ["10"]
 
 
@@ -180,11 +181,3 @@ def test_broken_files_are_refused_by_name(store: Store) -> None:
 def test_too_few_pictures_are_refused(store: Store, count: int, n: int) -> None:
     with pytest.raises(DataError, match=f"{count} real and {n} generated"):
         prepare(store, Source(count), n)
-
-
-def test_collect_adds_batches_and_tells_progress() -> None:
-    source, steps = Source(20), list[int]()
-    whole = collect(source(), Colours(), steps.append)
-    assert steps == [7, 7, 6]
-    parts = [collect([source.images[:9]], Colours()), collect([source.images[9:]], Colours())]
-    np.testing.assert_allclose(merge(parts).outer, whole.outer, rtol=1e-13)

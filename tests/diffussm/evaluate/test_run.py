@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,109 +9,95 @@ import pytest
 
 from diffussm.checkpoint.store import open_store
 from diffussm.errors import DataError
-from diffussm.evaluate.extractors import Extractor
 from diffussm.evaluate.metrics import frechet
-from diffussm.evaluate.moments import merge
-from diffussm.evaluate.reference import Floor, Reference, collect
-from diffussm.evaluate.run import Result, compare, evaluate, score
+from diffussm.evaluate.reference import Floor, Reference
+from diffussm.evaluate.run import Result, code, judge
+from diffussm.evaluate.scores import RealSide
+from tests.diffussm.evaluate.test_extractors import Colours
+
+CHECKPOINT = {"images": 640, "weights": "plain", "digest": "w"}
 
 
-class Colours(Extractor):
-    """Mean colour of a picture: three features."""
-
-    name, metric, dim, digest = "colours", "FD-Colours", 3, "c0ffee"
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        return images.mean((1, 2)).astype(np.float32)
-
-
-def pictures(count: int, low: int = 0, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(low, 256, (count, 4, 4, 3), dtype=np.uint8)
+def colours(count: int, low: int = 0, seed: int = 0) -> np.ndarray:
+    images = np.random.default_rng(seed).integers(low, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return Colours().extract(images)["pool"]
 
 
 @pytest.fixture
 def real() -> Reference:
-    return Reference("c0ffee", collect([pictures(50)], Colours()), Floor(45.6, 25, 25))
+    x = colours(50).astype(np.float64)
+    side = RealSide({"pool": (x.mean(axis=0), np.cov(x.T))}, colours(50))
+    return Reference("r", "c0ffee", "data", 50, side, Floor({"frechet": 45.64, "kernel": 0.01}, 25, 25))
 
 
-def test_the_value_is_the_distance_from_the_real_pictures(real: Reference) -> None:
-    fake = pictures(30, low=40, seed=1)
-    steps: list[int] = []
-    result = score([fake[:13], fake[13:]], real, Colours(), sampler={"steps": 250}, progress=steps.append)
-    x, y = fake.mean((1, 2)), pictures(50).mean((1, 2))
-    expected = frechet(x.mean(axis=0), np.cov(x.T), y.mean(axis=0), np.cov(y.T))
-    assert result.value == pytest.approx(expected, rel=1e-4)
-    assert (result.metric, result.n, result.reference_n, result.extractor) == ("FD-Colours", 30, 50, "c0ffee")
-    assert (result.floor, result.floor_n, result.floor_rest) == (45.6, 25, 25)
-    assert result.sampler == {"steps": 250}
-    assert result.seconds >= 0
-    assert steps == [13, 17]
+def result(real: Reference, low: int = 0, seed: int = 1) -> Result:
+    x = colours(30, low, seed)
+    return judge(
+        [{"pool": x[:13]}, {"pool": x[13:]}], 30, real, Colours(), checkpoint=CHECKPOINT, settings={"steps": 250}
+    )
 
 
-def test_the_real_pictures_themselves_score_zero_and_darker_ones_more(real: Reference) -> None:
-    assert score([pictures(50)], real, Colours()).value == pytest.approx(0, abs=1e-6)
-    near = score([pictures(50, low=10, seed=1)], real, Colours()).value
-    far = score([pictures(50, low=90, seed=1)], real, Colours()).value
+def test_the_first_score_is_the_distance_of_the_generated_from_the_real_pictures(real: Reference) -> None:
+    found = result(real, low=40)
+    x, y = colours(30, 40, 1).astype(np.float64), colours(50).astype(np.float64)
+    score = found.scores["FD-Colours"]
+    assert found.first == "FD-Colours"
+    assert score["value"] == pytest.approx(frechet(x.mean(axis=0), np.cov(x.T), y.mean(axis=0), np.cov(y.T)), rel=1e-6)
+    assert score["interval"][0] < score["value"] < score["interval"][1]
+    assert score["floor"] == 45.64
+    assert found.scores["precision-Colours"]["floor"] is None
+    assert found.floor == {"n": 25, "rest": 25}
+    assert found.reference == {"digest": "r", "source": "data", "n": 50, "features": 50}
+    assert found.settings == {"steps": 250, "neighbour": 3, "kernel_images": 30}
+    assert found.code == code()
+    assert len(code()["digest"]) == 16
+
+
+def test_darker_pictures_score_worse(real: Reference) -> None:
+    near, far = (result(real, low).scores["FD-Colours"]["value"] for low in (10, 90))
     assert far > 10 * near
 
 
-def test_shares_of_several_workers_give_the_same_value(real: Reference) -> None:
-    fake = pictures(30, seed=2)
-    parts = [collect([fake[:11]], Colours()), collect([fake[11:]], Colours())]
-    together = score([fake], real, Colours()).value
-    assert compare(merge(parts), real, Colours()).value == pytest.approx(together, rel=1e-9)
+def test_the_line_names_metric_count_interval_and_floor(real: Reference) -> None:
+    line = result(real).line()
+    score = result(real).scores["FD-Colours"]
+    assert line.startswith(f"FD-Colours = {score['value']:.1f} (n = 30; 95 %: {score['interval'][0]:.1f} to ")
+    assert "; real against real at n = 25: 45.6); KD-Colours " in line
+    assert "recall-Colours" in line
+    without = replace(result(real), floor=None, scores={"FID": {"value": 2.0, "interval": None, "floor": None}})
+    assert without.line() == "FID = 2.0 (n = 30)"
 
 
-def test_the_line_names_metric_count_and_floor() -> None:
-    result = Result("FD-EffLite0", 123.44, 2000, 3778, 45.61, 1889, 1889, "d", 1.0)
-    assert result.line() == "FD-EffLite0 = 123.4 (n = 2000; real against real at n = 1889: 45.6)"
-
-
-def test_the_result_is_stored_as_json(real: Reference, tmp_path: Path) -> None:
-    result = score([pictures(30)], real, Colours(), sampler={"sampler": "ddpm", "steps": 250, "guidance": 1.5})
+def test_the_result_is_stored_as_json_and_read_again(real: Reference, tmp_path: Path) -> None:
+    found = result(real)
     store = open_store(str(tmp_path))
-    result.save(store, "evaluations/000000000100-colours.json")
-    stored = json.loads((tmp_path / "evaluations" / "000000000100-colours.json").read_text())
-    assert Result(**stored) == result
-    assert stored["sampler"]["steps"] == 250
+    found.save(store, "evaluations/000000000640-colours.json")
+    text = (tmp_path / "evaluations" / "000000000640-colours.json").read_text()
+    assert Result.from_json(text, "x").to_json() + "\n" == text
+    assert list(json.loads(text)["scores"]) == ["FD-Colours", "KD-Colours", "precision-Colours", "recall-Colours"]
+    with pytest.raises(DataError, match="no result"):
+        Result.from_json("{}", "x")
+    with pytest.raises(DataError, match="version 1"):
+        Result.from_json(replace(found, version=1).to_json(), "x")
 
 
-def test_what_is_not_a_number_is_not_stored(tmp_path: Path) -> None:
-    result = Result("FD-EffLite0", float("nan"), 2, 4, 0.0, 2, 2, "d", 1.0)
+def test_what_is_not_a_number_is_not_stored(real: Reference, tmp_path: Path) -> None:
+    broken = replace(result(real), times={"seconds": float("nan")})
     with pytest.raises(ValueError, match="JSON compliant"):
-        result.save(open_store(str(tmp_path)), "result.json")
+        broken.save(open_store(str(tmp_path)), "result.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_extractor_and_too_few_pictures_are_refused(real: Reference) -> None:
-    other = Colours()
-    other.digest = "decade"
-    with pytest.raises(ValueError, match="c0ffee"):
-        score([pictures(30)], real, other)
-    with pytest.raises(DataError, match="found 1 generated"):
-        score([pictures(1)], real, Colours())
+def test_a_record_has_each_score_with_interval_and_floor(real: Reference) -> None:
+    record = result(real).record()
+    assert record["images"] == 640
+    assert record["score/FD-Colours/low"] < record["score/FD-Colours"] < record["score/FD-Colours/high"]
+    assert record["score/FD-Colours/floor"] == 45.64
+    assert "score/recall-Colours/floor" not in record
 
 
-def test_evaluate_prepares_the_reference_scores_and_holds_to_n(tmp_path: Path) -> None:
-    store, steps = open_store(str(tmp_path)), list[int]()
-
-    def run(n: int) -> Result:
-        return evaluate(
-            iter([pictures(8, seed=1), pictures(8, seed=2)]),
-            Colours(),
-            store,
-            lambda: [pictures(40)],
-            n=n,
-            count=40,
-            data="d",
-            progress=steps.append,
-        )
-
-    result = run(16)
-    assert (result.n, result.reference_n, result.floor_n, result.floor_rest) == (16, 40, 16, 24)
-    assert result.value > 0
-    assert result.floor > 0
-    assert steps == [40, 8, 8]
-    assert store.exists("reference-c0ffee.safetensors")
-    with pytest.raises(DataError, match="found 16 generated pictures, expected 17"):
-        run(17)
+def test_another_extractor_and_another_count_are_refused(real: Reference) -> None:
+    with pytest.raises(ValueError, match="decade"):
+        judge([], 2, replace(real, extractor="decade"), Colours(), checkpoint={}, settings={})
+    with pytest.raises(DataError, match="found 30 generated pictures of 31"):
+        judge([{"pool": colours(30)}], 31, real, Colours(), checkpoint={}, settings={})

@@ -44,9 +44,14 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
     config.write_text(dump(cfg))
     run_on_ranks(Path(__file__), "train_here", {"config": config, "scratch": folder / "scratch"}, 1)
     store = open_store(f"{cfg.storage}/{cfg.name}")
-    result = {"metric": "FD-Test", "value": 12.5, "n": 260, "floor": 3.25}
-    store.write(f"evaluations/{4 * BATCH:012d}-FD-Test.json", json.dumps(result).encode())
+    store.write(f"evaluations/{4 * BATCH:012d}-test-c0ffee00.json", evaluated("FD-Test", 12.5))
     return cfg
+
+
+def evaluated(metric: str, value: float) -> bytes:
+    score = {"value": value, "interval": None, "floor": 3.25}
+    result = {"scores": {metric: score}, "n": 260, "checkpoint": {"weights": "ema-plain"}, "settings": {}}
+    return json.dumps(result).encode()
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +176,11 @@ def test_a_failed_export_leaves_nothing(cfg: Config, tmp_path: Path) -> None:
 
 def test_evaluations_come_oldest_first_and_must_be_json(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    store.write("evaluations/000000000200-A.json", b'{"value": 2}')
-    store.write("evaluations/000000000100-A.json", b'{"value": 1}')
+    store.write("evaluations/000000000200-A.json", evaluated("A", 2.0))
+    store.write("evaluations/000000000100-A.json", evaluated("A", 1.0))
     assert [(e["at_images"], e["value"]) for e in evaluations(store)] == [(100, 1), (200, 2)]
-    store.write("evaluations/000000000300-A.json", b"{")
-    with pytest.raises(DataError, match=r"300-A\.json: not JSON"):
+    store.write("evaluations/000000000300-A.json", b'{"value": 3}')
+    with pytest.raises(DataError, match=r"300-A\.json: is no result"):
         evaluations(store)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -176,3 +177,18 @@ def test_one_network_takes_several_lengths(embedding: PosEmbed) -> None:
     other = network(wanted, pos_embed=embedding)
     other.load_state_dict(built.state_dict())
     torch.testing.assert_close(built(larger, t, y), other(larger, t, y))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", *(["cpu"] if shutil.which("g++") else [])])
+def test_compiling_and_checkpointing_change_no_backends_numbers(backend: str) -> None:
+    grads = {}
+    for mode in ("plain", "checkpointing", "compiled"):
+        name = "reference" if mode == "plain" else backend
+        model = network(depth=1, backend=name, checkpointing=mode == "checkpointing")
+        torch._dynamo.reset()
+        run = torch.compile(model, fullgraph=True, backend="aot_eager") if mode == "compiled" else model
+        run(*batch()).square().mean().backward()
+        grads[mode] = [p.grad for p in model.parameters()]
+    for mode in ("checkpointing", "compiled"):
+        for found, expected in zip(grads[mode], grads["plain"], strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-3)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from diffussm.model.ssm import BiSSM, drop_kernels
+from diffussm.model.ssm import BiSSM, drop_kernels, fixed_parameters
 from diffussm.ops import library
 
 WIDTH, STATE, LENGTH = 3, 4, 9
@@ -227,6 +228,33 @@ def test_nothing_is_kept_in_training_or_with_gradients(layer: BiSSM) -> None:
     layer.eval()(u).sum().backward()
     assert layer._kept is None
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+def test_kernels_are_made_once_for_all_micro_batches_of_a_step(layer: BiSSM, made: list[int]) -> None:
+    layer.train()
+    micros = [torch.randn(1, length, 2 * WIDTH) for length in (4, 6, 4)]
+
+    def accumulated() -> list[Tensor]:
+        layer.zero_grad()
+        for u in micros:
+            checkpoint(layer, u, use_reentrant=False).square().sum().backward()
+        return [p.grad.clone() for p in layer.parameters()]  # type: ignore[union-attr]
+
+    expected = accumulated()
+    assert len(made) == 12  # each pass and each recomputation, both directions
+    made.clear()
+    with fixed_parameters(nn.Sequential(layer)):
+        for found, right in zip(accumulated(), expected, strict=True):
+            assert torch.equal(found, right)
+    assert made == [4, 4, 6, 6]
+    assert layer._fixed is None
+    with torch.no_grad():
+        layer.c.mul_(2)
+    with fixed_parameters(layer):  # the next step's parameters: nothing is left of the old kernels
+        torch.testing.assert_close(layer(micros[0]), uncached(layer, micros[0]))
+    with pytest.raises(RuntimeError, match="stop"), fixed_parameters(layer):
+        raise RuntimeError("stop")
+    assert layer._fixed is None
 
 
 def test_copies_do_not_share_kernels(layer: BiSSM) -> None:

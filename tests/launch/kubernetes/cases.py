@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from diffussm.config import dump
 from diffussm.config.schema import Config, DataConfig, TrainConfig
 from launch.target import Submission
 
@@ -26,7 +25,7 @@ def submission(**kubernetes: Any) -> Submission:
     cfg.kubernetes.image = "registry.example.com/diffussm:1"
     for key, value in kubernetes.items():
         setattr(cfg.kubernetes, key, value)
-    return Submission(cfg, dump(cfg))
+    return Submission(cfg, config="name: a-run\n")
 
 
 def definition(kind: str) -> dict[str, Any]:

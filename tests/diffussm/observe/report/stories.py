@@ -52,7 +52,11 @@ def run(folder: Path) -> Store:
         store.write(f"samples/{images:012d}.png", grid(pictures, ["cat", "dog"], scale=4))
     store.write(f"samples/{6_000:012d}-guidance.png", grid(pictures, ["1", "3"], scale=4))
     for images, value in ((2_000, 180.0), (6_000, 120.5)):
-        score = {"metric": "FD-EffLite0", "value": value, "n": 260, "floor": 46.1, "interval": [value - 5, value + 6]}
-        score |= {"sampler": {"ema": "plain", "guidance": 1.5, "sampler": "ddim", "steps": 50}}
-        store.write(f"evaluations/{images:012d}-FD-EffLite0.json", json.dumps(score).encode())
+        score = {"value": value, "floor": 46.1, "interval": [value - 5, value + 6]}
+        result = {
+            "scores": {"FD-EffLite0": score, "precision": score | {"value": 0.5}}, "n": 260,
+            "checkpoint": {"images": images, "weights": "ema-plain"},
+            "settings": {"sample": {"ema": "plain", "guidance": 1.5, "sampler": "ddim", "steps": 50}},
+        }  # fmt: skip
+        store.write(f"evaluations/{images:012d}-efflite0-c0ffee00.json", json.dumps(result).encode())
     return store

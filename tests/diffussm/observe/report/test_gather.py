@@ -22,7 +22,8 @@ def test_everything_of_a_run_is_found(tmp_path: Path) -> None:
     assert (story.images, story.total_images) == (6_000, 8_000)
     assert [(g.images, g.variant) for g in story.grids] == [(2_000, ""), (4_000, ""), (6_000, ""), (6_000, "guidance")]
     assert all(g.png.startswith(b"\x89PNG") for g in story.grids)
-    assert [e["value"] for e in story.evaluations] == [180.0, 120.5]
+    assert [e["value"] for e in story.evaluations if e["leads"]] == [180.0, 120.5]
+    assert [e["metric"] for e in story.evaluations] == ["FD-EffLite0", "precision"] * 2
     assert [a["attempt"] for a in story.attempts] == [1, 2]
     assert story.goodput.seconds["replayed"] == pytest.approx(90.0)
     assert story.unreadable == []

@@ -1,0 +1,131 @@
+"""Evaluations while a training goes on, on a real cluster; the training is one that only says what it saved."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+
+from cluster import env, scoring
+from cluster.beside import Beside, room
+from cluster.evaluate import JOURNAL, Job
+from diffussm.checkpoint import retain
+from diffussm.checkpoint.store import LocalStore, Store
+from diffussm.config.schema import ClusterConfig, Config, EvaluateConfig
+from diffussm.observe.events import read_journal
+from tests.evaluations import BATCH, agreed, results
+
+
+@pytest.fixture(scope="module")
+def cfg(scored: Config) -> Config:
+    return replace(scored, evaluate=replace(scored.evaluate, every_images=4 * BATCH))
+
+
+@pytest.fixture(scope="module")
+def cluster(cfg: Config) -> Iterator[None]:
+    ray.init(
+        address="local", num_cpus=2, runtime_env={"env_vars": env.apply(cfg)}, object_store_memory=100 << 20,
+        log_to_driver=False, logging_level="warning", include_dashboard=False,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def store(cfg: Config) -> Store:
+    found = LocalStore(f"{cfg.storage}/{cfg.name}")
+    for key in list(found.keys("evaluations")):
+        found.delete(key)
+    return found
+
+
+def saved(images: int, tier: str = "storage") -> dict[str, Any]:
+    return {"kind": "event", "event": "saved", "images": images, "tier": tier}
+
+
+def evaluated(store: Store) -> list[int]:
+    return [line["images"] for line in read_journal(store, JOURNAL) if line["event"] == "evaluated"]
+
+
+def test_there_is_room_only_for_what_the_training_never_takes() -> None:
+    cfg = Config(cluster=ClusterConfig(workers=8, gpus_per_worker=1, cpus_per_worker=4), evaluate=EvaluateConfig())
+    assert room({"CPU": 999, "GPU": 8}, cfg) == 0
+    assert room({"CPU": 999, "GPU": 10}, cfg) == 2
+    assert room({"CPU": 36, "GPU": 10}, cfg) == 1
+    assert room({"CPU": 999, "GPU": 64}, cfg) == 8
+    assert room({"CPU": 4}, cfg) == 0
+    cfg.cluster.gpus_per_worker = 0
+    assert room({"CPU": 41}, cfg) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them(cfg: Config, store: Store) -> None:
+    said: list[str] = []
+    copied = threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+
+    keep = scoring.keep_weights
+
+    def keeping(*arguments: Any) -> bool:
+        done = keep(*arguments)
+        copied.set()
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "keep_weights", keeping)
+        beside = Beside(cfg, store, say)
+        for images in (2 * BATCH, 4 * BATCH, 6 * BATCH):
+            beside.hear(saved(images))
+        beside.hear({"kind": "progress", "images": 1})
+        beside.hear(saved(5 * BATCH, tier="local"))
+        assert copied.wait(60)
+        held = {key: store.read(key) for key in store.keys(f"checkpoints/{4 * BATCH:012d}/")}
+        retain.delete(store, f"checkpoints/{4 * BATCH:012d}")
+        beside.hear(saved(8 * BATCH))  # the end: the stage after the training evaluates it
+        beside.close(finish=True)
+    assert evaluated(store) == [4 * BATCH]
+    assert len(said) == 1
+    assert said[0].startswith(f"evaluated after {4 * BATCH} images: FD-Channels = ")
+    assert scoring.kept(store) == []
+    beside_result = next(iter(results(cfg).values()))
+    for key, data in held.items():
+        store.write(key, data)
+    for key in list(store.keys("evaluations")):
+        store.delete(key)
+    alone = Job(cfg, store, 4 * BATCH, say=lambda line: None).here()
+    assert agreed(beside_result)["scores"] == {
+        name: score | {"interval": list(score["interval"])} for name, score in alone.scores.items()
+    }
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_killed_start_leaves_is_done_by_the_next(cfg: Config, store: Store) -> None:
+    scoring.keep_weights(cfg, store, 4 * BATCH)
+    stopped = Beside(cfg, store, lambda line: None)
+    stopped.close(finish=False)
+    assert scoring.kept(store) == [4 * BATCH] or evaluated(store) == [4 * BATCH]
+    following = Beside(cfg, store, lambda line: None)
+    following.close(finish=True)
+    assert evaluated(store) == [4 * BATCH]
+    assert scoring.kept(store) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_failed_evaluation_is_told_and_stops_nothing(cfg: Config, store: Store) -> None:
+    wrong = replace(cfg, evaluate=replace(cfg.evaluate, extractor="no.such:network"))
+    said: list[str] = []
+    beside = Beside(wrong, store, said.append)
+    beside.hear(saved(4 * BATCH))
+    beside.hear(saved(999))  # there is no such checkpoint, and it is not due either once 4 batches were taken
+    beside.close(finish=True)
+    failed = [line for line in said if line.startswith("evaluation failed after 32 images: ")]
+    assert len(failed) == 1
+    assert "No module named" in failed[0]
+    assert scoring.kept(store) == [4 * BATCH]  # for the next start
+    assert any(line["event"] == "evaluation failed" for line in read_journal(store, JOURNAL))
