@@ -8,7 +8,7 @@ from typing import Any
 
 from diffussm.config.plan import layout, some, world_sizes
 from diffussm.config.rules import accumulation, micro_batch
-from diffussm.config.schema import Config
+from diffussm.config.schema import Config, Interval
 from diffussm.errors import ConfigError
 from diffussm.model.presets import check_fit, resolve
 from launch.estimate import Estimate, Estimator
@@ -36,6 +36,7 @@ def _training(cfg: Config) -> list[tuple[str, str]]:
     nodes, each = layout(cfg)
     where = f" on {nodes} nodes" if nodes > 1 else ""
     saves = -(-train.images // cfg.checkpoint.every_images)
+    least = "at least " if cfg.checkpoint.interval is Interval.auto else ""
     device = f"{cluster.gpus_per_worker:g} GPU each" if cluster.gpus_per_worker else "CPU"
     return [
         ("run", f"{cfg.storage.rstrip('/')}/{cfg.name}"),
@@ -43,7 +44,7 @@ def _training(cfg: Config) -> list[tuple[str, str]]:
         ("steps", f"{steps(cfg):,} of {train.global_batch} images"),
         ("workers", f"{nodes * each}{where} ({device}); legal are {some(world_sizes(cfg), 16)}"),
         ("batch", f"{micro_batch(cfg)} images a pass, {accumulation(cfg)} passes a step on each worker"),
-        ("checkpoints", f"{saves:,} saves, the newest {cfg.checkpoint.keep} kept"),
+        ("checkpoints", f"{least}{saves:,} saves, the newest {cfg.checkpoint.keep} kept"),
     ]
 
 

@@ -83,6 +83,7 @@ _RANGES: dict[str, Rule] = {
     "train.log_images": _at_least(1),
     "train.max_nonfinite_steps": _at_least(1),
     "checkpoint.every_images": _at_least(1),
+    "checkpoint.fault_every_s": _POSITIVE,
     "checkpoint.keep": _at_least(1),
     "checkpoint.milestone_images": _at_least(0),
     "checkpoint.deadline_s": _POSITIVE,

@@ -50,6 +50,13 @@ class Labels(Enum):
     random = "random"
 
 
+class Interval(Enum):
+    """How checkpoint.every_images is meant."""
+
+    fixed = "fixed"
+    auto = "auto"
+
+
 class WandbMode(Enum):
     """How metrics reach Weights & Biases."""
 
@@ -147,6 +154,10 @@ class CheckpointConfig:
 
     every_images: int = 2_560_000
     """Images between two checkpoints in storage; one is always saved at the end."""
+    interval: Interval = Interval.fixed
+    """fixed; or auto: shorter than every_images where measured cost and faults make it pay (Young and Daly)."""
+    fault_every_s: float = 86_400
+    """Seconds between faults that auto expects before the run has had any; then what happened counts too."""
     keep: int = 2
     """Newest checkpoints that are kept; older ones go once a newer one was read back and verified."""
     milestone_images: int = 0

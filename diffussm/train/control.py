@@ -16,7 +16,6 @@ from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.save import GROUP
 from diffussm.config.schema import Config
 from diffussm.errors import Preempted, Regroup
-from diffussm.train.intervals import due
 from diffussm.train.phases import Phases
 
 TIMEOUT_FACTOR = 1.5
@@ -90,15 +89,15 @@ class Leaving:
 
     def __init__(self, cfg: Config, control: Control, size: int) -> None:
         self._train, self._control, self._hang_s = cfg.train, control, cfg.cluster.hang_s
-        self._every_images = cfg.checkpoint.every_images
         self._agreement = Agreement(size)
 
-    def step(self, at: Counters, save: Callable[[Counters, float], None]) -> None:
+    def step(self, at: Counters, save: Callable[[Counters, float], None], *, checkpoint: bool) -> None:
         """After a step and its regular checkpoint: leave if that is agreed. Collective: every rank must call it.
 
         Args:
             at: where the training stands.
             save: `Saver.leave`; called with the deadline. It waits for a regular checkpoint of this step.
+            checkpoint: whether one was due at this step; the same on every rank.
 
         Raises:
             Preempted, Regroup: the state is saved and this rank must end.
@@ -108,9 +107,7 @@ class Leaving:
         wish = self._agreement.exchange(self._control.wish)
         if at.images >= self._train.images or wish.level is Level.NONE:
             return
-        if wish.level is Level.REGROUP and not due(
-            at.images, self._train.global_batch, self._every_images, self._train.images
-        ):
+        if wish.level is Level.REGROUP and not checkpoint:
             return
         save(at, wish.deadline_s)
         kind = Preempted if wish.level is Level.LEAVE else Regroup

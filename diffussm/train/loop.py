@@ -88,7 +88,7 @@ def train(
             enter(Phase.SAVE)
             snapshots.step(at)
             saver.step(at)
-            leaving.step(at, saver.leave)
+            leaving.step(at, saver.leave, checkpoint=saver.due)
             enter(Phase.DATA)
         data.close()
         logger.event("trained", images=at.images)

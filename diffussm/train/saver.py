@@ -23,12 +23,13 @@ from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.checkpoint.tier import Tier, tiers
 from diffussm.config import digest
-from diffussm.config.schema import Config
+from diffussm.config.schema import Config, Interval
 from diffussm.errors import DataError, StorageError, Superseded
 from diffussm.naming import join
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine, Slice
 from diffussm.train.logger import Logger
+from diffussm.train.rhythm import Rhythm, begun_s
 
 _FENCE_S = 5.0
 """Seconds between two looks for a newer attempt; before each manifest there is another."""
@@ -41,6 +42,7 @@ class Saver:
         save_seconds: from the snapshot to the manifest of the last good save, as rank 0 measured it; None before.
         stall_seconds: what the last save cost the step on this rank.
         saved: where the training stood at the last good save to storage.
+        due: whether a save to storage was due at the last step; the same on every rank.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Saver:
         self.stall_seconds = 0.0
         self.at = self.saved = Counters(0, 0, 0, 0, 0, 0)
         self._run_id = ""
+        self.due = False
+        self._rhythm: Rhythm | None = None
 
     def parts(self, slices: list[Slice]) -> list[Part]:
         """What a checkpoint holds of this rank's own slices."""
@@ -91,6 +95,9 @@ class Saver:
         if found is not None:
             self.at = self.saved = found.manifest.counters
             self.engine.restored(self.at.adam_steps)
+        if self.cfg.checkpoint.interval is Interval.auto:
+            begun = restore.everyone(lambda: begun_s(self.store) if self.leads else 0.0)[0]
+            self._rhythm = Rhythm(self.cfg, self.at.images, self.attempt, begun)
         return self.at
 
     def step(self, at: Counters) -> None:
@@ -112,6 +119,9 @@ class Saver:
                     if not left:
                         raise
         tier = next((tier for tier in self._tiers if tier.due(at.images, before.images)), None)
+        if self._rhythm is not None and at.images >= self._rhythm.next:
+            tier = self._tiers[0]
+        self.due = tier is self._tiers[0]
         if tier is None:
             return
         busy, failures = self._agree(int(self._flight is not None), self._failures)
@@ -125,6 +135,9 @@ class Saver:
             )
         else:
             self._begin(tier, self.cfg.checkpoint.deadline_s, read_back=True)
+        if self._rhythm is not None and self.due:
+            mine = self._rhythm.interval(at.images, self.stall_seconds, self.save_seconds) if self.leads else 0
+            self._rhythm.next = at.images + self._agree(mine)[0]
 
     def save_now(self, deadline_s: float, *, read_back: bool = False) -> None:
         """Save to storage where the training stands and wait until it is there. Collective: every rank must call it.

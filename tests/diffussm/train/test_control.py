@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from diffussm.checkpoint.manifest import Counters
-from diffussm.config.schema import CheckpointConfig, Config, TrainConfig
+from diffussm.config.schema import Config, TrainConfig
 from diffussm.errors import Preempted, Regroup
 from diffussm.train.control import Agreement, Control, Leaving, Level, Wish, shorten_timeouts
 
@@ -32,7 +32,7 @@ def at(images: int) -> Counters:
 
 def leave(level: Level, asked_rank: int, every_images: int) -> tuple[list[int], str, int]:
     """Steps of 8 images; after the third this rank may be asked. Saved images, kind of the end, images at the end."""
-    cfg = Config(train=TrainConfig(images=800, global_batch=8), checkpoint=CheckpointConfig(every_images=every_images))
+    cfg = Config(train=TrainConfig(images=800, global_batch=8))
     control = Control()
     leaving, saved = Leaving(cfg, control, dist.get_world_size()), list[int]()
     for images in range(8, 400, 8):
@@ -40,7 +40,11 @@ def leave(level: Level, asked_rank: int, every_images: int) -> tuple[list[int], 
         if images == 24 and dist.get_rank() == asked_rank:
             control.wish = Wish(level, 2000.0, "because")
         try:
-            leaving.step(at(images), lambda where, deadline_s: saved.append(where.images))
+            leaving.step(
+                at(images),
+                lambda where, deadline_s: saved.append(where.images),
+                checkpoint=images % every_images == 0,
+            )
         except Preempted as error:
             return saved, type(error).__name__, images
     return saved, "none", 400
@@ -60,7 +64,7 @@ def test_a_training_that_is_done_does_not_leave(tmp_path: Path) -> None:
     control.wish = Wish(Level.LEAVE)
     leaving = Leaving(cfg, control, 1)
     for _ in range(3):
-        leaving.step(at(8), lambda where, deadline_s: pytest.fail("saved"))
+        leaving.step(at(8), lambda where, deadline_s: pytest.fail("saved"), checkpoint=True)
 
 
 def test_regroup_is_a_kind_of_leaving() -> None:
