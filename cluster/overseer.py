@@ -140,6 +140,7 @@ class Overseer:
     def _end(self, verdict: Verdict, group: Group) -> None:
         """Collect the stacks of a hung group, say which rank is guilty, and kill the group; Ray makes another."""
         self.announce({"kind": "event", "event": "hang", "reason": verdict.said})
+        ray.get(self.hub.hangs.remote(verdict.rank, verdict.said))  # before anything else can end the group
         self._evidence = stacks.collect(group.places)
         guilty = self._evidence.get(verdict.rank, {})
         state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"

@@ -15,11 +15,11 @@ from typing import Any
 import ray
 
 from cluster.hub import Place
-from cluster.nodes import on_node
+from cluster.nodes import nodes, on_node, reached
 from cluster.pulse import STACKS_SIGNAL
 
-TIMEOUT_S = 10.0
-"""Seconds for a node to answer; one that is cut off never does."""
+TIMEOUT_S = 20.0
+"""Seconds for a node to answer; a process is started there first. One that is cut off is not asked."""
 WRITE_S = 2.0
 """Seconds for a process to write its stacks."""
 MOST_BYTES = 1 << 20
@@ -37,7 +37,7 @@ def collect(places: Mapping[int, Place]) -> dict[int, dict[str, Any]]:
         ray.remote(num_cpus=0, max_retries=0)(look)
         .options(scheduling_strategy=on_node(node))
         .remote({rank: (place.pid, place.stacks) for rank, place in places.items() if place.node == node})
-        for node in sorted({place.node for place in places.values()})
+        for node in _there(places)
     ]
     return _gather(asked)
 
@@ -48,9 +48,14 @@ def kill(places: Mapping[int, Place]) -> None:
         ray.remote(num_cpus=0, max_retries=0)(end)
         .options(scheduling_strategy=on_node(node))
         .remote([place.pid for place in places.values() if place.node == node])
-        for node in sorted({place.node for place in places.values()})
+        for node in _there(places)
     ]
     _gather(asked)
+
+
+def _there(places: Mapping[int, Place]) -> list[str]:
+    """Ids of the group's nodes that can be reached."""
+    return sorted({place.node for place in places.values()} & {node.id for node in reached(nodes()) if node.alive})
 
 
 def _gather(asked: list[Any]) -> dict[int, dict[str, Any]]:

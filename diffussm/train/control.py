@@ -18,8 +18,13 @@ from diffussm.config.schema import Config
 from diffussm.errors import Preempted, Regroup
 from diffussm.train.phases import Phases
 
-TIMEOUT_FACTOR = 1.5
-"""A collective gives up this much later than the watchdog, which knows more and so comes first."""
+EVIDENCE_S = 30.0
+"""Seconds at least that a collective waits longer than the watchdog, which asks every node for evidence first."""
+
+
+def collective_s(hang_s: float) -> float:
+    """Seconds after which a collective gives up by itself: half as late again as the watchdog, who knows more."""
+    return max(1.5 * hang_s, hang_s + EVIDENCE_S)
 
 
 class Level(IntEnum):
@@ -103,7 +108,7 @@ class Leaving:
             Preempted, Regroup: the state is saved and this rank must end.
         """
         if self._control.phases.steps == 1:
-            shorten_timeouts(TIMEOUT_FACTOR * self._hang_s)
+            shorten_timeouts(collective_s(self._hang_s))
         wish = self._agreement.exchange(self._control.wish)
         if at.images >= self._train.images or wish.level is Level.NONE:
             return

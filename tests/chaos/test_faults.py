@@ -27,7 +27,7 @@ from diffussm.train.control import Level, Wish
 from tests.chaos.nodes import Nodes
 from tests.runs import BATCH, metrics, tiny_run
 
-STEPS, LONG = 150, 500
+STEPS, LONG = 110, 400
 """Steps of a run, and of one that loses a node; a step takes some 30 ms."""
 SAVE = 20
 """Steps between two checkpoints."""
