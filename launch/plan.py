@@ -8,7 +8,7 @@ from typing import Any
 
 from diffussm.config.plan import layout, some, world_sizes
 from diffussm.config.rules import accumulation, micro_batch
-from diffussm.config.schema import Config, Interval
+from diffussm.config.schema import Config, Pace
 from diffussm.errors import ConfigError
 from diffussm.model.presets import check_fit, resolve
 from launch.estimate import Estimate, Estimator
@@ -36,7 +36,7 @@ def _training(cfg: Config) -> list[tuple[str, str]]:
     nodes, each = layout(cfg)
     where = f" on {nodes} nodes" if nodes > 1 else ""
     saves = -(-train.images // cfg.checkpoint.every_images)
-    least = "at least " if cfg.checkpoint.interval is Interval.auto else ""
+    least = "at least " if cfg.checkpoint.pace is Pace.auto else ""
     device = f"{cluster.gpus_per_worker:g} GPU each" if cluster.gpus_per_worker else "CPU"
     return [
         ("run", f"{cfg.storage.rstrip('/')}/{cfg.name}"),

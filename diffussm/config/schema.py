@@ -50,7 +50,7 @@ class Labels(Enum):
     random = "random"
 
 
-class Interval(Enum):
+class Pace(Enum):
     """How checkpoint.every_images is meant."""
 
     fixed = "fixed"
@@ -154,7 +154,7 @@ class CheckpointConfig:
 
     every_images: int = 2_560_000
     """Images between two checkpoints in storage; one is always saved at the end."""
-    interval: Interval = Interval.fixed
+    pace: Pace = Pace.fixed
     """fixed; or auto: shorter than every_images where measured cost and faults make it pay (Young and Daly)."""
     fault_every_s: float = 86_400
     """Seconds between faults that auto expects before the run has had any; then what happened counts too."""

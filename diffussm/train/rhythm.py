@@ -17,7 +17,7 @@ def begun_s(store: Store) -> float:
 
 
 class Rhythm:
-    """When the next save of `checkpoint.interval=auto` is due.
+    """When the next save of `checkpoint.pace=auto` is due.
 
     Attributes:
         next: images at which it is due, the same on every rank.

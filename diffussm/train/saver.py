@@ -23,7 +23,7 @@ from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.checkpoint.tier import Tier, tiers
 from diffussm.config import digest
-from diffussm.config.schema import Config, Interval
+from diffussm.config.schema import Config, Pace
 from diffussm.errors import DataError, StorageError, Superseded
 from diffussm.naming import join
 from diffussm.train.ema import Averages
@@ -95,7 +95,7 @@ class Saver:
         if found is not None:
             self.at = self.saved = found.manifest.counters
             self.engine.restored(self.at.adam_steps)
-        if self.cfg.checkpoint.interval is Interval.auto:
+        if self.cfg.checkpoint.pace is Pace.auto:
             begun = restore.everyone(lambda: begun_s(self.store) if self.leads else 0.0)[0]
             self._rhythm = Rhythm(self.cfg, self.at.images, self.attempt, begun)
         return self.at

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from diffussm.checkpoint import restore
 from diffussm.checkpoint.pace import FIRST_STEPS
 from diffussm.checkpoint.store import LocalStore
-from diffussm.config.schema import Config, Interval
+from diffussm.config.schema import Config, Pace
 from diffussm.train.loop import train
 from diffussm.train.rhythm import Rhythm, begun_s
 from diffussm.train.world import current
@@ -40,7 +40,7 @@ def cfg(tmp_path: Path) -> Config:
 
 @pytest.mark.world_size(2)
 def test_all_ranks_save_at_the_steps_that_rank_0_derives(cfg: Config, tmp_path: Path) -> None:
-    cfg.checkpoint.every_images, cfg.checkpoint.interval, cfg.checkpoint.fault_every_s = 10**6, Interval.auto, 0.1
+    cfg.checkpoint.every_images, cfg.checkpoint.pace, cfg.checkpoint.fault_every_s = 10**6, Pace.auto, 0.1
     LocalStore(str(tmp_path / "runs" / cfg.name)).write("attempts/1/start.json", b'{"time": 1e12}')
     dist.barrier()
     said: list[dict[str, Any]] = []
