@@ -38,7 +38,7 @@ def read_labels(file: str, column: str = "") -> dict[str, str | int]:
     try:
         text = read_bytes(file).decode("utf-8-sig")
         pairs = list(_pairs(text, form, column))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, ValueError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"data.labels: {file} is malformed ({error})", "mend the file") from error
     labels: dict[str, str | int] = {}
     for name, label in pairs:

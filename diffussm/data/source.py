@@ -196,7 +196,8 @@ def from_labels(
 
     Args:
         cfg: the data section.
-        found: pictures in the source's order; the class is a name, or a number that indexes `names`.
+        found: pictures in the source's order; the class is a name, or a number: where `names` are given their index,
+            even if some of them read as numbers, as Hugging Face's do for folders called 0, 1, 10, 2.
         reader: opens them.
         names: all class names, if the source tells them; else the distinct classes, numbers by value, in order.
         groups_matter: see ImageSource.
@@ -204,13 +205,14 @@ def from_labels(
     Raises:
         DataError: a number that is no index, or as `label_map` and ImageSource.
     """
+    numbers_are_indices = bool(names)
     if not names:
         names = [str(value) for value in sorted({value for _, value, _ in found}, key=_by_value)]
     position = {name: i for i, name in enumerate(names)}
     wanted = label_map(names, cfg.classes)
     entries = []
     for name, value, where in found:
-        place = position.get(str(value), value)
+        place = value if numbers_are_indices and isinstance(value, int) else position.get(str(value), value)
         if not isinstance(place, int) or not 0 <= place < len(names):
             raise DataError(
                 f"{name}: found class {value!r}; allowed are {listed(names)}", "give each picture one of the classes"

@@ -78,6 +78,10 @@ def _samples(shard: str, column: str) -> Iterator[tuple[str, str | int, Where]]:
                     sample.where = Where(shard, member.offset_data, member.size)
                 elif ending in ("cls", "json") and member.size <= _LARGEST_LABEL_BYTES:
                     sample.label = _label(tar, member, ending, column, sample.label)
+            # tarfile ends in silence at a header that is broken or not there.
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"neither a header nor the end of the archive at byte {tar.offset}")
     except (tarfile.TarError, EOFError, ValueError, UnicodeDecodeError) as error:
         raise DataError(
             f"data.images: {shard} is no whole, uncompressed tar with labels of text ({error})",

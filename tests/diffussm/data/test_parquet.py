@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def test_rows_without_class_or_bytes(folder: Path, tmp_path: Path) -> None:
     write(path, image=pa.array([], pa.binary()), label=pa.array([], pa.int64()))
     with pytest.raises(DataError, match="hold no rows"):
         images.open_source(config(path))
+
+
+def test_a_number_is_the_index_of_a_name_even_if_names_are_numbers(folder: Path, tmp_path: Path) -> None:
+    picture = next(folder.rglob("*.png")).read_bytes()
+    feature = {"label": {"names": ["0", "1", "10", "2"], "_type": "ClassLabel"}}
+    table = pa.table({"image": [picture] * 4, "label": [0, 1, 2, 3]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": feature}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = images.open_source(config(tmp_path / "a.parquet"))
+    assert source.classes == ["0", "1", "10", "2"]
+    assert [item.label for item in source] == [0, 1, 2, 3]
+    chosen = images.open_source(config(tmp_path / "a.parquet", classes=["10"]))
+    assert [item.name for item in chosen] == ["a.parquet#2"]
 
 
 def test_broken_and_unlike_files_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_cut_off_and_compressed_shards_are_refused(folder: Path, tmp_path: Path)
         shard.write_bytes(content)
         with pytest.raises(DataError, match=r"train-001\.tar is no whole, uncompressed tar"):
             images.open_source(config(shards))
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        second = tar.getmembers()[1].offset
+    for content in (whole[:second], whole[:second] + b"no header" * 500):
+        shard.write_bytes(content)
+        with pytest.raises(DataError, match="neither a header nor the end of the archive at byte"):
+            images.open_source(config(shards))
     write(tmp_path / "packed.tar", {"a/1.png": b"x"}, "w:gz")
     with pytest.raises(DataError, match=r"packed\.tar is no whole, uncompressed tar"):
         images.open_source(config(tmp_path / "packed.tar"))
