@@ -15,6 +15,7 @@ import yaml
 
 from cluster import env
 from cluster.preempt import Warnings
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
 from diffussm.config.frozen import check_frozen
@@ -41,6 +42,8 @@ class Stages:
     store: Store
     narrator: Narrator
     warnings: Warnings
+    attempt: int = 0
+    """Number of this start among the run's, once its workers have said so."""
 
     @staticmethod
     def of(cfg: Config, warnings: Warnings | None = None) -> Stages:
@@ -133,6 +136,7 @@ class Stages:
             evaluations = Beside(self.cfg, self.store, self.narrator.say) if beside else None
 
             def hear(record: dict[str, Any]) -> None:
+                self.attempt = max(self.attempt, record.get("attempt", 0))
                 self.narrator.hear(record)
                 if evaluations is not None:
                     evaluations.hear(record)
@@ -354,6 +358,8 @@ class Stages:
             "config": self.paths.config,
             "seconds_of_this_start": round(seconds, 1),
         }
+        if self.attempt:
+            Fence(self.store, self.attempt).check()
         self.store.write("summary.json", json.dumps(summary, indent=1).encode())
         self._tell(summary)
         self.narrator.say(f"finished in {duration(seconds)}")

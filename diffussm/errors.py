@@ -74,6 +74,10 @@ class DataError(DiffuSSMError):
     code = ExitCode.DATA
 
 
+class RestoreMismatch(DataError):
+    """What was restored, or the first step from there, is not what the run had before."""
+
+
 class StorageError(DiffuSSMError):
     """A folder or bucket cannot be read or written."""
 

@@ -85,7 +85,8 @@ class InFlight:
             old = retain.superfluous(folders, self.tier.keep, saved)
             for folder in old:
                 retain.delete(store, folder)
-            for key in retain.litter(list(store.keys("checkpoints/")), saved, self.order.draft.attempt):
+            there = [*store.keys("checkpoints/"), *store.unfinished("checkpoints/")]
+            for key in retain.litter(there, saved, self.order.draft.attempt):
                 store.delete(key)
         except DiffuSSMError as error:
             self._tell("delete failed", checkpoint=saved, reason=error.message)

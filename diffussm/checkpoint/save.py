@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from diffussm.checkpoint.restore import verify_file
 from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.source import Source, within
 from diffussm.checkpoint.store import AlreadyExists, Store
-from diffussm.errors import DataError, StorageError
+from diffussm.errors import DataError, StorageError, Superseded
 
 GROUP = "saves"
 """Description of the process group whose ranks wait for each other's uploads, and so for longer than others may."""
@@ -69,7 +70,7 @@ def draft(
         kinds=tuple(kinds),
         shapes=dict(shapes),
         files=(),
-        versions={package: version(package) for package in VERSIONED},
+        versions=_versions(),
         created=round(time.time(), 3),
         permanent=permanent,
         run_id=run_id,
@@ -99,6 +100,7 @@ def publish(
         """Upload this rank's file; what there is to confirm about it."""
         file = File(name, snapshot.size, digest.digest_blocks(order.source.blocks()), snapshot.pieces)
         sums = snapshot.sums()
+        order.fence.check()
         order.store.put(order.source, key)
         stored = order.store.size(key)
         if stored != file.size:
@@ -158,6 +160,11 @@ def save(
     return manifest if dist.get_rank() == 0 else None
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in VERSIONED}
+
+
 def _put_manifest(order: Order, confirmed: Sequence[Confirmed]) -> Manifest:
     """Write the manifest unless a newer attempt is there; one of an older attempt is replaced."""
     sums: dict[str, list[int]] = {}
@@ -193,7 +200,7 @@ def _everyone(order: Order, work: Any, what: str) -> list[Any]:
     failed = {rank: found for rank, found in enumerate(outcomes) if isinstance(found, Exception)}
     if not failed:
         return outcomes
-    first = next(iter(failed.values()))
+    first = next((error for error in failed.values() if isinstance(error, Superseded)), next(iter(failed.values())))
     if not isinstance(first, StorageError | OSError):
         raise first
     listed = "; ".join(f"rank {rank}: {error}" for rank, error in failed.items())

@@ -24,6 +24,8 @@ from diffussm.naming import is_remote, join
 PART_BYTES = 16 << 20
 """Parts of an upload to a bucket."""
 _BODY_ATTEMPTS = 4
+PART = ".part"
+"""Ending of a local file that is being written."""
 
 
 class NotFound(StorageError):
@@ -80,6 +82,10 @@ class Store(ABC):
         """The first `size` bytes of the object in blocks of at most BLOCK_BYTES, each read with its own retries."""
         for start in range(0, size, BLOCK_BYTES):
             yield self.read_range(key, start, min(size - start, BLOCK_BYTES))
+
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        """What writes that were killed left behind below `prefix`; a bucket shows none of it. It can be deleted."""
+        yield from ()
 
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
@@ -171,8 +177,14 @@ class LocalStore(Store):
     @override
     def keys(self, prefix: str = "") -> Iterator[str]:
         with self._explain(prefix):
-            files = (p for p in self.root.rglob("*") if p.is_file() and not p.name.endswith(".part"))
+            files = (p for p in self.root.rglob("*") if p.is_file() and not p.name.endswith(PART))
             yield from sorted(k for p in files if (k := p.relative_to(self.root).as_posix()).startswith(prefix))
+
+    @override
+    def unfinished(self, prefix: str) -> Iterator[str]:
+        with self._explain(prefix):
+            found = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob(f"*{PART}"))
+            yield from (key for key in found if key.startswith(prefix))
 
     @override
     def size(self, key: str) -> int:
@@ -193,7 +205,7 @@ class LocalStore(Store):
     def _beside(self, key: str) -> Iterator[Path]:
         target = self.root / key
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{PART}")
         try:
             yield temporary
         finally:

@@ -9,8 +9,9 @@ import threading
 import time
 from typing import Any
 
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import LocalStore, NotFound, Store
-from diffussm.errors import StorageError
+from diffussm.errors import StorageError, Superseded
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,10 +22,12 @@ class Journal:
     On disk a line is appended at once. A bucket knows no append: there a thread puts the whole journal anew, the
     latest state only, so that a slow store delays no caller; `close` waits for the last put. Failures to write a
     journal are logged and retried with the next line: training does not stop for its diary.
+
+    With a fence, lines of an attempt that is not the newest any more are refused.
     """
 
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
+    def __init__(self, store: Store, key: str, fence: Fence | None = None) -> None:
+        self._store, self._key, self._fence = store, key, fence
         self._local = store.root / key if isinstance(store, LocalStore) else None
         if self._local is not None:
             self._local.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,8 @@ class Journal:
         """Append one object; `time` (seconds since 1970) is added."""
         line = json.dumps({"time": round(time.time(), 3)} | record, default=str)
         if self._local is not None:
+            if not self._allowed():
+                return
             try:
                 with self._local.open("a") as file:
                     file.write(line + "\n")
@@ -55,6 +60,18 @@ class Journal:
         if self._local is None:
             self._wake.put(False)
             self._thread.join(timeout_s)
+
+    def _allowed(self) -> bool:
+        """Whether this attempt may still write. A store that does not answer is met again by the write itself."""
+        try:
+            if self._fence is not None:
+                self._fence.check()
+        except Superseded as error:
+            _LOG.info("%s: a line of an old attempt is left out: %s", self._key, error.message)
+            return False
+        except StorageError:
+            return True
+        return True
 
     def _put_latest(self) -> None:
         more, written = True, True
@@ -71,6 +88,8 @@ class Journal:
 
     def _put(self, otherwise: str) -> bool:
         """Put the whole journal; False, with a warning, if the store refused."""
+        if not self._allowed():
+            return True
         try:
             self._store.write(self._key, b"\n".join([*self._lines, b""]))
         except StorageError as error:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.store import LocalStore, Store
 from diffussm.config import dump
@@ -39,8 +40,9 @@ class Logger:
         self._losses: list[Tensor] = []
         self._samples = 0
         if world.leads:
-            self._metrics = Journal(store, "metrics.jsonl")
-            self._events = Journal(store, "events.jsonl")
+            fence = Fence(store, attempt)
+            self._metrics = Journal(store, "metrics.jsonl", fence)
+            self._events = Journal(store, "events.jsonl", fence)
             self._ledger = Ledger(store, attempt)
             folder = store.root if isinstance(store, LocalStore) else scratch
             self._wandb = WandbSink(

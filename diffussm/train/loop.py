@@ -87,7 +87,7 @@ def train(
             guard.observe(result.skipped, at.images)
             enter(Phase.SAVE)
             snapshots.step(at)
-            saver.step(at)
+            saver.step(at, result, micros)
             leaving.step(at, saver.leave, checkpoint=saver.due)
             enter(Phase.DATA)
         data.close()

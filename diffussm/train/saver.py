@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -27,9 +28,11 @@ from diffussm.config.schema import Config, Pace
 from diffussm.errors import DataError, StorageError, Superseded
 from diffussm.naming import join
 from diffussm.train.ema import Averages
-from diffussm.train.engine import Engine, Slice
+from diffussm.train.engine import Engine, Slice, StepResult
 from diffussm.train.logger import Logger
+from diffussm.train.receipt import Receipt
 from diffussm.train.rhythm import Rhythm, begun_s
+from diffussm.train.step import Inputs
 
 _FENCE_S = 5.0
 """Seconds between two looks for a newer attempt; before each manifest there is another."""
@@ -42,6 +45,7 @@ class Saver:
         save_seconds: from the snapshot to the manifest of the last good save, as rank 0 measured it; None before.
         stall_seconds: what the last save cost the step on this rank.
         saved: where the training stood at the last good save to storage.
+        snapshot_images: images seen at the last snapshot; -1 before the first.
         due: whether a save to storage was due at the last step; the same on every rank.
     """
 
@@ -52,6 +56,7 @@ class Saver:
         self.cfg, self.engine, self.averages, self.logger = cfg, engine, averages, logger
         self.store, self.attempt = store, attempt
         self.fence = Fence(store, attempt)
+        self.receipt = Receipt(cfg, engine.world, store, attempt)
         self.leads = engine.world.leads
         if self.leads:
             self.fence.watch(_FENCE_S)
@@ -65,7 +70,9 @@ class Saver:
         self.save_seconds: float | None = None
         self.stall_seconds = 0.0
         self.at = self.saved = Counters(0, 0, 0, 0, 0, 0)
+        self.snapshot_images = -1
         self._run_id = ""
+        self._config_digest = digest(cfg)  # takes a tenth of a second
         self.due = False
         self._rhythm: Rhythm | None = None
 
@@ -95,19 +102,24 @@ class Saver:
         if found is not None:
             self.at = self.saved = found.manifest.counters
             self.engine.restored(self.at.adam_steps)
+        self.receipt.restored(found, self.parts(self.engine.slices()))
         if self.cfg.checkpoint.pace is Pace.auto:
             begun = restore.everyone(lambda: begun_s(self.store) if self.leads else 0.0)[0]
             self._rhythm = Rhythm(self.cfg, self.at.images, self.attempt, begun)
         return self.at
 
-    def step(self, at: Counters) -> None:
+    def step(self, at: Counters, result: StepResult, inputs: Sequence[Inputs]) -> None:
         """Begin a save if one is due; at the end of the training wait for it. Collective: every rank must call it.
+
+        The step itself is noted, or held against an earlier attempt's, where the receipt asks for it.
 
         Raises:
             StorageError: too many saves in a row have failed, or the last one of the training.
             Superseded: a newer attempt has begun.
+            RestoreMismatch: the first step is not the one that was taken before from the restored state.
         """
         before, self.at = self.at, at
+        self.receipt.step(before, result, inputs, saved=before.images == self.snapshot_images)
         self.fence.raise_if_lost()
         if self._flight is not None and self._flight.done:
             self._collect()
@@ -181,16 +193,18 @@ class Saver:
         """Wait for a save under way and end the threads. Local."""
         if self._flight is not None:
             self._flight.wait(2 * self.cfg.checkpoint.deadline_s + 60)
+        self.receipt.close()
         self.fence.close()
 
     def _begin(self, tier: Tier, deadline_s: float, *, read_back: bool) -> None:
         """Snapshot, and hand the rest to a thread."""
         began, at = time.monotonic(), self.at
+        self.snapshot_images = at.images
         parts = self.parts(self.engine.slices())
         self._snapshot.take(parts)
         plan = draft(
             at, self.engine.shapes, list(parts[0].tensors) if parts else [], attempt=self.attempt,
-            zero_stage=self.cfg.train.zero_stage, config_digest=digest(self.cfg), run_id=self._run_id,
+            zero_stage=self.cfg.train.zero_stage, config_digest=self._config_digest, run_id=self._run_id,
             permanent=tier.milestone(at.images, self.saved.images),
         )  # fmt: skip
         order = Order(

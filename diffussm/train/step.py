@@ -27,10 +27,13 @@ class Inputs:
     """(B, C, H, W)."""
     y: Tensor
     """(B,) int64 label, or the null class where it was dropped."""
+    id: Tensor
+    """(B,) int64 sample ids, on the host."""
 
     def to(self, device: torch.device) -> Inputs:
         """The same on another device."""
-        return Inputs(*(f.to(device, non_blocking=True) for f in (self.x0, self.t, self.noise, self.y)))
+        x0, t, noise, y = (f.to(device, non_blocking=True) for f in (self.x0, self.t, self.noise, self.y))
+        return Inputs(x0, t, noise, y, self.id)
 
 
 def draw(batch: Batch, cfg: Config, epoch: int, null_class: int) -> Inputs:
@@ -57,7 +60,7 @@ def draw(batch: Batch, cfg: Config, epoch: int, null_class: int) -> Inputs:
     std = torch.where(where, batch.std_flip, batch.std)  # (B, C, H, W)
     posterior, noise = torch.from_numpy(normal)  # (B, C, H, W) each
     y = batch.label.masked_fill(torch.from_numpy(drops), null_class)  # (B,)
-    return Inputs(mean + std * posterior, torch.from_numpy(steps), noise, y)
+    return Inputs(mean + std * posterior, torch.from_numpy(steps), noise, y, batch.id)
 
 
 def loss(model: nn.Module, process: Process, inputs: Inputs) -> Tensor:

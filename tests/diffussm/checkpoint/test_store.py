@@ -86,3 +86,14 @@ def test_unknown_schemes_and_missing_buckets_are_refused() -> None:
         open_store("gs://bucket/x")
     with pytest.raises(StorageError, match="names no bucket"):
         open_store("s3:///x")
+
+
+def test_what_a_killed_write_left_is_no_key_and_can_be_deleted(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    with store._beside("a/b") as temporary:
+        temporary.write_bytes(b"half")
+        assert list(store.keys()) == []
+        (left,) = store.unfinished("a/")
+        assert not list(store.unfinished("c/"))
+        store.delete(left)
+    assert not list(store.unfinished(""))

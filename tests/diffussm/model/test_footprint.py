@@ -69,7 +69,9 @@ def measured(case: Case, latent: LatentShape, model_cfg: ModelConfig) -> int:
 
     def draw() -> Inputs:
         shape = (n, latent.channels, latent.height, latent.width)
-        return Inputs(torch.randn(shape), torch.randint(0, 1000, (n,)), torch.randn(shape), torch.zeros(n).long())
+        return Inputs(
+            torch.randn(shape), torch.randint(0, 1000, (n,)), torch.randn(shape), torch.zeros(n).long(), torch.arange(n)
+        )
 
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
