@@ -25,7 +25,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--classes", default="", help="rows of the sample grid, separated by commas (--only sample)")
     parser.add_argument("--grid", default="", help="file of the sample grid (--only sample)")
-    parser.add_argument("--npz", default="", help="file of the pictures (--only evaluate, reference)")
+    parser.add_argument("--npz", default="", help="file of the pictures (--only sample, evaluate, reference)")
+    parser.add_argument("--strip", default="", help="a strip instead of the grid (--only sample)")
+    parser.add_argument("--values", default="", help="settings of a strip, separated by commas (--only sample)")
     parser.add_argument("--checkpoint", type=int, help="images of the checkpoint; default: the newest")
     return parser.parse_args(arguments)
 
@@ -50,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stages.begin()
                 stages.train()
             case "sample":
-                stages.sample([name for name in asked.classes.split(",") if name], asked.grid, asked.checkpoint)
+                classes, values = ([part for part in text.split(",") if part] for text in (asked.classes, asked.values))
+                if asked.strip:
+                    stages.strip(asked.strip, classes, values, asked.grid, asked.checkpoint)
+                else:
+                    stages.sample(classes, asked.grid, asked.checkpoint, asked.npz)
             case "evaluate":
                 stages.evaluate(asked.checkpoint, asked.npz)
             case "reference":

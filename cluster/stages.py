@@ -152,22 +152,45 @@ class Stages:
                     evaluations.close(finish=is_done)
                 ray.shutdown()
 
-    def sample(self, classes: Sequence[str], grid: str, checkpoint: int | None) -> str:
-        """Draw the grid of a checkpoint; returns where it lies."""
+    def sample(self, classes: Sequence[str], grid: str, checkpoint: int | None, npz: str = "") -> str:
+        """Draw the grid of a checkpoint; returns where it lies. `npz` is a file that takes the pictures, row by row."""
+        from diffussm.evaluate.npz import write
         from diffussm.sample import paint_grid
 
         self._use_all_threads()
         painter = self._painter(checkpoint)
         painter.cast()
-        png = paint_grid(painter, classes, lambda done, total: self._work("sample", done, total, "passes"))
+        png, pictures = paint_grid(painter, classes, lambda done, total: self._work("sample", done, total, "passes"))
         self.narrator.end()
-        images = painter.images
-        where = grid or self.paths.samples(images)
-        place = Path(where) if grid else None
-        if place is not None:
-            open_store(str(place.absolute().parent)).write(place.name, png)
+        if npz:
+            write(Path(npz), pictures.shape, [pictures], {}, "")
+            self.narrator.say(f"pictures: {npz}")
+        return self._keep_picture(png, f"samples/{painter.images:012d}.png", grid)
+
+    def strip(
+        self, kind: str, classes: Sequence[str], values: Sequence[str], grid: str, checkpoint: int | None
+    ) -> str:  # fmt: skip
+        """Draw a strip (`diffussm.strips`) of a checkpoint; returns where it lies."""
+        from diffussm.sample import Painter
+        from diffussm.strips import strip
+
+        self._use_all_threads()
+        painter = self._painter(checkpoint)
+
+        def load(cfg: Config) -> Painter:
+            return Painter.load(cfg, self.store, painter.passport, painter.images, announce=self.narrator.say)
+
+        png = strip(painter, kind, classes, values, load)
+        return self._keep_picture(png, f"samples/{painter.images:012d}-{kind}.png", grid)
+
+    def _keep_picture(self, png: bytes, key: str, file: str) -> str:
+        """Store a picture in the run, or in a file that was named; returns where it lies."""
+        if file:
+            place = Path(file).absolute()
+            open_store(str(place.parent)).write(place.name, png)
         else:
-            self.store.write(f"samples/{images:012d}.png", png)
+            self.store.write(key, png)
+        where = file or f"{self.paths.root}/{key}"
         self.narrator.say(f"samples: {where}")
         return where
 

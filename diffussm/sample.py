@@ -196,9 +196,9 @@ def _is_bf16(cfg: Config, device: torch.device) -> bool:
 
 def paint_grid(
     painter: Painter, names: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
-) -> bytes:
-    """A PNG with one row a class and `sample.per_class` columns."""
+) -> tuple[bytes, Pictures]:
+    """A PNG with one row a class and `sample.per_class` columns, and its pictures (N, H, W, 3), row by row."""
     rows, labels = grid_labels(painter.passport, names, painter.cfg.sample.per_class)
     pictures = np.concatenate(list(painter.batches(labels, progress)))
     scale = max(1, 64 // pictures.shape[1])  # small pictures are enlarged, so that a person can see them
-    return grid(pictures, rows, painter.passport.credit, scale)
+    return grid(pictures, rows, painter.passport.credit, scale), pictures

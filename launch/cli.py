@@ -74,13 +74,25 @@ def sample(
     seed: o.Seed = None,
     weights: o.Weights = None,
     grid: o.Grid = "",
+    npz: o.Npz = "",
+    strip: o.Strip = "",
+    values: o.Values = "",
     checkpoint: o.Checkpoint = None,
 ) -> None:
-    """Draw a grid of pictures, one row a class."""
+    """Draw a grid of pictures, one row a class, or a strip.
+
+    Strips: trajectory (along the reverse steps), interpolation (between two noises), guidance and ema (rows are the
+    --values, or the usual ones). They lie beside the grids, where `diffussm report` shows them.
+    """
+    if strip and npz:
+        raise UsageError("--npz: found together with --strip", "--npz takes the pictures of a grid")
+    if values and not strip:
+        raise UsageError("--values: found without --strip", "add --strip guidance or --strip ema")
     named = {"per_class": per_class, "guidance": guidance, "sampler": sampler, "steps": steps, "seed": seed}
     named["weights"] = weights
     job = local.read(config, overrides, {f"sample.{name}": value for name, value in named.items()})
-    local.run(local.driver(job, "sample", {"classes": classes, "grid": grid, "checkpoint": checkpoint}))
+    flags = {"classes": classes, "grid": grid, "npz": npz, "strip": strip, "values": values, "checkpoint": checkpoint}
+    local.run(local.driver(job, "sample", flags))
 
 
 @app.command()

@@ -35,6 +35,8 @@ Hashes = Annotated[bool, Option("--verify", help="Hold every file against its di
 DataGrid = Annotated[str, Option("--grid", metavar="FILE", help="Where the PNG goes (default: latents.png here).")]
 Pictures = Annotated[int | None, Option(min=1, help="Pictures of each class in the grid (default: 3).")]
 
+Strip = Annotated[str, Option(metavar="KIND", help="trajectory, interpolation, guidance or ema instead of the grid.")]
+Values = Annotated[str, Option(metavar="A,B,...", help="Settings of a guidance or ema strip.")]
 Npz = Annotated[str, Option(metavar="FILE", help="Also write the pictures as .npz, for ADM's script.")]
 Images = Annotated[int | None, Option(help="evaluate.images: pictures the score is computed from.")]
 

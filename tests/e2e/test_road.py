@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -87,10 +88,19 @@ def test_prepare_train_kill_resume_sample_evaluate(config: Path, tmp_path: Path)
     assert "is finished" in log.read_text()
     assert before == sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file())
 
-    grid = tmp_path / "cats.png"
-    sample = diffussm("sample", str(root), "--classes", "cat", "--grid", str(grid), "--seed", "3", log=log)
-    assert sample.wait(WAIT_S) == 0, log.read_text()
+    grid, arrays = tmp_path / "cats.png", [tmp_path / "together.npz", tmp_path / "alone.npz"]
+    for array, batch in zip(arrays, (64, 1), strict=True):
+        asked = ["--classes", "cat", "--grid", str(grid), "--npz", str(array), "--seed", "3", f"sample.batch={batch}"]
+        sample = diffussm("sample", str(root), *asked, log=log)
+        assert sample.wait(WAIT_S) == 0, log.read_text()
     assert Image.open(grid).format == "PNG"
+    together, alone = (np.load(array, allow_pickle=False)["arr_0"].astype(int) for array in arrays)
+    assert together.shape == (2, 8, 8, 3)
+    assert np.abs(together - alone).max() <= 1  # the same pictures in any batch, at most another rounding
+
+    strip = diffussm("sample", str(root), "--strip", "trajectory", "--classes", "dog", log=log)
+    assert strip.wait(WAIT_S) == 0, log.read_text()
+    assert Image.open(next((root / "samples").glob("*-trajectory.png"))).format == "PNG"
 
     refused = diffussm("train", str(config), "seed=8", "train.images=999", log=log)
     assert refused.wait(WAIT_S) == 64

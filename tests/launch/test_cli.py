@@ -174,6 +174,18 @@ def test_report_passes_its_flag(minimal: str, started: list[list[str]]) -> None:
     assert started == [["diffussm.observe.report", "--to", "page.html", minimal]]
 
 
+def test_sample_passes_a_strip_or_an_array_and_not_both(minimal: str, started: list[list[str]]) -> None:
+    invoke("sample", minimal, "--strip", "guidance", "--values", "1,3")
+    invoke("sample", minimal, "--npz", "p.npz")
+    assert started == [
+        ["cluster.driver", "--only", "sample", "--strip", "guidance", "--values", "1,3", minimal],
+        ["cluster.driver", "--only", "sample", "--npz", "p.npz", minimal],
+    ]
+    for wrong in (["--strip", "ema", "--npz", "p.npz"], ["--values", "1,3"]):
+        with pytest.raises(UsageError, match="found"):
+            invoke("sample", minimal, *wrong)
+
+
 def test_dry_run_prints_config_plan_and_command_and_starts_nothing(minimal: str, started: list[list[str]]) -> None:
     result = CliRunner().invoke(cli.app, ["train", minimal, "--dry-run", "train.lr=0.25"], catch_exceptions=False)
     assert result.exit_code == 0
