@@ -19,11 +19,12 @@ from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
 from diffussm.config.frozen import check_frozen
+from diffussm.config.places import absolutely
 from diffussm.config.schema import Config
-from diffussm.config.sets import each_set, split
+from diffussm.config.sets import each_set
 from diffussm.errors import ConfigError, MissingError
 from diffussm.model.presets import check_fit, resolve
-from diffussm.naming import RunPaths, absolute
+from diffussm.naming import RunPaths
 from diffussm.observe.log import Narrator, duration
 
 if TYPE_CHECKING:
@@ -48,14 +49,7 @@ class Stages:
     @staticmethod
     def of(cfg: Config, warnings: Warnings | None = None) -> Stages:
         """Make local places absolute, because workers start in folders of their own."""
-        cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
-        cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
-        cfg.train.start_from = absolute(cfg.train.start_from)
-        cfg.data.labels = absolute(cfg.data.labels)
-        cfg.sample.weights = absolute(cfg.sample.weights)
-        cfg.data.more = [f"{side}={absolute(place)}" for side, place in map(split, cfg.data.more)]
-        cfg.checkpoint.local = absolute(cfg.checkpoint.local)
-        cfg.evaluate.weights, cfg.evaluate.reference = absolute(cfg.evaluate.weights), absolute(cfg.evaluate.reference)
+        absolutely(cfg)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from diffussm.config import Config
+from diffussm.config.places import absolutely
 from diffussm.errors import MissingError, UsageError
 from diffussm.naming import RunPaths, absolute, check_run_name
 from launch import local, store
 from launch.background import Background
 from launch.slurm import Slurm
-from launch.submit import absolutely
 from launch.target import Job, Target
 
 NAMES = ("slurm", "kubernetes", "local")

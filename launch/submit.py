@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from diffussm.config import Config, check, dump, load
+from diffussm.config.places import absolutely
 from diffussm.errors import ConfigError, UsageError
-from diffussm.naming import absolute
 from launch import local
 from launch.checks import Check, checks
 from launch.target import Submission, Target
@@ -73,16 +72,6 @@ def submit(submission: Submission, to: Target) -> str:
         raise ConfigError("\n".join(each.what + ": " + each.found for each in failed), _remedies(failed))
     number = to.submit(submission)
     return f"{submission.cfg.name}  job {number} on {to.name}; diffussm status {submission.cfg.name}"
-
-
-def absolutely(cfg: Config) -> Config:
-    """Make local places absolute, since a job starts in another folder."""
-    cfg.storage, cfg.data.latents = absolute(cfg.storage), absolute(cfg.data.latents)
-    cfg.data.images, cfg.data.cache = absolute(cfg.data.images), absolute(cfg.data.cache)
-    cfg.train.start_from, cfg.slurm.logs = absolute(cfg.train.start_from), absolute(cfg.slurm.logs)
-    if Path(cfg.data.autoencoder).is_dir():
-        cfg.data.autoencoder = absolute(cfg.data.autoencoder)
-    return cfg
 
 
 def _differing(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

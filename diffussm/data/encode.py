@@ -22,7 +22,7 @@ from diffussm.data.passport import CROP, DTYPE, FILE, Passport
 from diffussm.data.source import ImageSource
 from diffussm.data.units import Unit, batch_size, plan
 from diffussm.errors import DataError
-from diffussm.naming import is_remote, join
+from diffussm.naming import absolute, is_remote, join
 
 _ABANDONED_S = 600.0
 """A half-written local file as old as this belongs to nobody who still lives."""
@@ -94,6 +94,12 @@ def existing(cfg: Config) -> Passport | None:
         return None
     made = Passport.from_json(text, join(place, FILE))
     made.check(cfg.data, autoencoder.digest(cfg.data.autoencoder))
+    if absolute(made.images) != absolute(cfg.data.images):  # they may have moved, so it is no error
+        _logger.warning(
+            "data.images: the latents at %s were made of %s, the config names %s; they are used as they are. "
+            "Set data.latents to another place if these are other pictures",
+            place, made.images or "no folder", cfg.data.images or "no folder",
+        )  # fmt: skip
     return made
 
 

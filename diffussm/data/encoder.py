@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections import Counter
@@ -226,7 +227,8 @@ def _count(record: Record, label: int, mean: npt.NDArray[Any], std: npt.NDArray[
 def _own_scratch(digest: str) -> Path:
     """A folder for the shards in hand; what killed processes of the same plan left on this machine is removed."""
     base = Path(tempfile.gettempdir())
-    prefix = f"diffussm-prepare-{digest[:16]}-"
+    # With the host's name, since nodes may share the folder and a process's number means nothing on another one.
+    prefix = f"diffussm-prepare-{digest[:16]}-{socket.gethostname()}-"
     for left in base.glob(f"{prefix}*"):
         pid = left.name.removeprefix(prefix).split("-")[0]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():

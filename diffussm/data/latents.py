@@ -10,6 +10,7 @@ import hashlib
 import json
 import secrets
 import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -169,11 +170,10 @@ def _open(cfg: Config, ranks: Ranks, rank_batch: int, scratch: Path, position: i
     if is_remote(place):
         # One cache folder holds shards of one index only, so that shards of other latents are never taken for these.
         cache = Path(data.cache or folder) / f"latents-{made.index_digest[:16]}"
-        limit = by_leader(ranks, lambda: _set_up(cache, place, cfg, ranks, ahead * ranks.per_node))
+        limit = by_leader(ranks, lambda: _set_up(cache, place, made, cfg, ranks, ahead * ranks.per_node))
     else:
         cache, limit = Path(place), None  # never evict the only copy
-    index = cache / INDEX
-    if not index.is_file() or hashlib.sha256(index.read_bytes()).hexdigest() != made.index_digest:
+    if not _is_index(cache / INDEX, made):
         raise _mismatch(place)
     with own_names(prefix, folder), storage_errors(place):
         reader = LatentDataset(
@@ -200,7 +200,7 @@ def _images_ahead(cfg: Config, ranks: Ranks, rank_batch: int) -> int:
     return max(cfg.data.predownload_images or usual, rank_batch)
 
 
-def _set_up(cache: Path, place: str, cfg: Config, ranks: Ranks, window: int) -> int | None:
+def _set_up(cache: Path, place: str, made: Passport, cfg: Config, ranks: Ranks, window: int) -> int | None:
     """Bring the index into a node's cache folder; returns the limit of the cache in bytes, None for none.
 
     Raises:
@@ -215,14 +215,13 @@ def _set_up(cache: Path, place: str, cfg: Config, ranks: Ranks, window: int) -> 
         held = sum(file.stat().st_size for file in cache.glob("*.mds"))
         free = shutil.disk_usage(cache).free + held
     index = cache / INDEX
-    if not index.is_file():
-        beside = cache / "arriving"
-        shutil.rmtree(beside, ignore_errors=True)
-        fetched = fetch(place, INDEX, beside)
-        if fetched is None:
-            raise _mismatch(place)
-        fetched.replace(index)
-        shutil.rmtree(beside, ignore_errors=True)
+    if not _is_index(index, made):  # not there yet, or damaged
+        # A folder of its own: other jobs of this node may share the cache.
+        with storage_errors(str(cache)), tempfile.TemporaryDirectory(prefix="arriving-", dir=cache) as beside:
+            fetched = fetch(place, INDEX, Path(beside))
+            if fetched is None:
+                raise _mismatch(place)
+            fetched.replace(index)
     try:
         shards = json.loads(index.read_bytes())["shards"]
         samples, sizes = zip(*((shard["samples"], shard["raw_data"]["bytes"]) for shard in shards), strict=True)
@@ -234,6 +233,11 @@ def _set_up(cache: Path, place: str, cfg: Config, ranks: Ranks, window: int) -> 
         cfg.data.shuffle_block_images, window * max(1, cfg.data.loader_workers), readers,
     )  # fmt: skip
     return limit_bytes(reading, cfg.data.cache_limit_bytes, free)
+
+
+def _is_index(path: Path, made: Passport) -> bool:
+    """Whether a file is the index that the passport means."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == made.index_digest
 
 
 def _as_it_is(batch: Batch) -> Batch:

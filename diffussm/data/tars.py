@@ -74,6 +74,8 @@ def _samples(shard: str, column: str) -> Iterator[tuple[str, str | int, Where]]:
                     continue  # a hidden file
                 sample = samples.setdefault(str(path.parent / stem), _Sample())
                 if f".{ending}".lower().endswith(SUFFIXES):
+                    if sample.where is not None and "." in ending:
+                        continue  # a.seg.png beside a.jpg is not the picture
                     sample.name = f"{short}/{member.name}"
                     sample.where = Where(shard, member.offset_data, member.size)
                 elif ending in ("cls", "json") and member.size <= _LARGEST_LABEL_BYTES:

@@ -101,6 +101,17 @@ def test_second_time_is_a_no_op(cfg: Config, monkeypatch: pytest.MonkeyPatch) ->
     assert encode.prepare(cfg) == first
 
 
+def test_latents_of_pictures_elsewhere_are_used_and_told(
+    cfg: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, was = encode.prepare(cfg), cfg.data.images
+    encode.prepare(cfg)
+    assert not caplog.messages
+    cfg.data.images = str(tmp_path / "moved")
+    assert encode.prepare(cfg) == first
+    assert [m for m in caplog.messages if f"made of {was}, the config names {tmp_path}/moved" in m]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

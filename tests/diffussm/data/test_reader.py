@@ -292,5 +292,16 @@ def test_corrupt_cache_is_named(cfg: Config, tmp_path: Path) -> None:
     assert len(read_ids(open_here(cfg, tmp_path / "c"), Cursor(), NUMBER // BATCH)) == NUMBER // BATCH
 
 
+def test_a_damaged_index_in_the_cache_is_fetched_again(cfg: Config, tmp_path: Path) -> None:
+    cfg.data.cache = str(tmp_path / "cache")
+    first = read_ids(open_here(cfg, tmp_path / "a"), Cursor(), 3)
+    (index,) = (tmp_path / "cache").rglob(latents.INDEX)
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-10])
+    assert read_ids(open_here(cfg, tmp_path / "b"), Cursor(), 3) == first
+    assert index.read_bytes() == whole
+    assert not list(index.parent.glob("arriving*"))
+
+
 def test_latents_are_what_the_bucket_has(cfg: Config) -> None:
     assert latents.passport(cfg.data.latents).number == NUMBER

@@ -84,6 +84,12 @@ def test_cut_off_and_compressed_shards_are_refused(folder: Path, tmp_path: Path)
         images.open_source(config(tmp_path / "empty.tar"))
 
 
+def test_a_mask_beside_a_picture_is_not_the_picture(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"x/1.jpg": b"", "x/1.seg.png": b"", "x/2.seg.png": b"", "x/2.jpg": b""})
+    source = images.open_source(config(tmp_path))
+    assert [item.name for item in source] == ["a.tar/x/1.jpg", "a.tar/x/2.jpg"]
+
+
 def test_a_shard_that_shrank_since_is_no_corrupt_picture(folder: Path, tmp_path: Path) -> None:
     shards = sets.tar_shards(folder, tmp_path / "tars")
     source = images.open_source(config(shards))
