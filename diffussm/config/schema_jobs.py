@@ -33,7 +33,7 @@ class KubernetesConfig:
     namespace: str = "default"
     """Namespace of all objects."""
     image: str = ""
-    """Image of every pod, with tag or digest; the Dockerfile of this project builds one."""
+    """Image of every pod, with tag or digest; cluster/Dockerfile builds one."""
     image_pull_secrets: list[str] = field(default_factory=list)
     """Names of secrets that may fetch the image."""
     env_from_secrets: list[str] = field(default_factory=list)

@@ -94,7 +94,7 @@ def check(cfg: Config) -> None:
     kube = cfg.kubernetes
     problems = []
     if not kube.image.strip():
-        problems.append("kubernetes.image: found none; allowed: the image that the Dockerfile of this project builds")
+        problems.append("kubernetes.image: found none; allowed: an image built from cluster/Dockerfile")
     mounted = [claim.partition("=")[2].rstrip("/") for claim in kube.claims]
     places = {"storage": cfg.storage, "data.latents": cfg.data.latents}
     for key, place in places.items():
@@ -156,7 +156,18 @@ def to_yaml(made: list[dict[str, Any]], grace: Grace) -> str:
         "# Rendered by diffussm. Grace of a pod that must go: "
         f"save {grace.save_s:g} s < drain {grace.drain_s} s < pod {grace.pod_s} s.\n"
     )
-    return head + yaml.safe_dump_all(made, sort_keys=False, allow_unicode=True)
+    return head + yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines stays readable."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _config_map(submission: Submission) -> k8s.V1ConfigMap:

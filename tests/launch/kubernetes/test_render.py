@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from diffussm.config import check, dump
 from diffussm.errors import ConfigError
+from launch import submit
 from launch.kubernetes import schema
 from launch.kubernetes.grace import grace
 from launch.kubernetes.names import LONGEST, object_name
@@ -23,6 +24,8 @@ from tests.launch.kubernetes.cases import definition, submission
 
 GRACE = grace(12.0)
 GOLDEN = Path(__file__).parents[2] / "golden" / "kubernetes.yaml"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "docs" / "examples" / "imagenet-512-8-nodes.rayjob.yaml"
 FULL: dict[str, Any] = {
     "queue": "team", "priority_class": "low", "node_selector": ["gpu=h100"], "tolerations": ["gpu=yes:NoSchedule"],
     "extra_resources": ["rdma/ib=2"], "env_from_secrets": ["bucket"], "image_pull_secrets": ["registry"],
@@ -48,6 +51,15 @@ def test_the_whole_text_is_as_it_was() -> None:
     text = to_yaml(objects(submission(**FULL), GRACE), GRACE)
     assert text == to_yaml(objects(submission(**FULL), GRACE), GRACE)
     assert text == GOLDEN.read_text()
+
+
+def test_the_example_in_the_docs_is_what_submit_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    places = ["storage=s3://diffussm/runs", "data.latents=s3://diffussm/latents/imagenet-512"]
+    more = ["data.images=s3://diffussm/imagenet/train", "kubernetes.image=registry.example.com/diffussm:0.1.0"]
+    overlay = str(ROOT / "configs" / "cluster" / "kubernetes.yaml")
+    made = submit.prepare(str(ROOT / "configs" / "imagenet-512.yaml"), [overlay, *places, *more])
+    assert to_yaml(objects(made, grace(None)), grace(None)) == EXAMPLE.read_text()
 
 
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["plain", "full"])
