@@ -66,15 +66,16 @@ class Source(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if self._cancelled.is_set():
             raise Cancelled("given up after the deadline")
-        begin = 0
+        # As much as there is, over borders: an upload makes a part of each answer, and S3 refuses short ones.
+        begin = done = 0
         for part in self._parts:
-            if self._at < begin + len(part):
-                piece = part[self._at - begin : self._at - begin + len(buffer)]
-                buffer[: len(piece)] = piece
+            if done < len(buffer) and self._at < begin + len(part):
+                piece = part[self._at - begin : self._at - begin + len(buffer) - done]
+                buffer[done : done + len(piece)] = piece
                 self._at += len(piece)
-                return len(piece)
+                done += len(piece)
             begin += len(part)
-        return 0
+        return done
 
 
 def within(seconds: float, work: Callable[[], T], give_up: Callable[[], None], what: str) -> T:

@@ -41,3 +41,11 @@ def test_within_returns_raises_or_gives_up() -> None:
         within(0.05, gate.wait, told.set, "c/r0")
     assert told.is_set()
     gate.set()
+
+
+def test_one_answer_reaches_over_borders() -> None:
+    """boto3 makes a part of an upload of each answer, and S3 refuses parts that are too small."""
+    source = Source([memoryview(b"header"), memoryview(b"data" * 4)])
+    assert source.read(16) == b"headerdatadatada"
+    assert source.read(16) == b"tadata"
+    assert source.read(16) == b""
