@@ -1,4 +1,4 @@
-"""`python -m diffussm.bench op|block|loop|data`: print a table, or JSON with --json. `diffussm bench` becomes this."""
+"""`python -m diffussm.bench op|block|loop|data|save`: print a table, or JSON with --json; see `diffussm bench`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffussm.ops import registry
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that `launch` renders."""
     parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("op", "block", "loop", "data"))
+    parser.add_argument("what", choices=("op", "block", "loop", "data", "save"))
     parser.add_argument("config", nargs="?", default="", help="for loop and data: the run that is measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
@@ -34,8 +34,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", type=lambda text: text.split(","), help="for op; without it all usable ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--url", default="", help="for data: folder or s3:// URL for the latents and the tars")
+    parser.add_argument(
+        "--url", default="", help="for data: folder or s3:// URL of latents and tars; for save: a folder"
+    )
     parser.add_argument("--ranks", type=_numbers, default=[1, 2, 4])
+    parser.add_argument("--preset", default="B", help="for save: the network, of --depth blocks; B with 10 has 105M")
+    parser.add_argument("--depth", type=int, default=10)
     parser.add_argument("--samples", type=int, default=16_384)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
-        rows = {"op": _op, "block": _block, "loop": _loop, "data": _data}[asked.what](asked, device)
+        rows = {"op": _op, "block": _block, "loop": _loop, "data": _data, "save": _save}[asked.what](asked, device)
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)
@@ -103,6 +107,17 @@ def _data(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
             train_samples_per_s=eaten,
         )  # fmt: skip
     return [asdict(row) for row in rows]
+
+
+def _save(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from diffussm.bench.save import bench_save
+    from diffussm.config.schema import ModelConfig
+
+    model = ModelConfig(preset=asked.preset, depth=asked.depth)
+    with tempfile.TemporaryDirectory(prefix="diffussm-bench-", dir=asked.url or None) as folder:
+        return [asdict(row) for row in bench_save(model, Path(folder), rounds=asked.rounds)]
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:
