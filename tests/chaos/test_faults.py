@@ -27,6 +27,8 @@ from diffussm.train.control import Level, Wish
 from tests.chaos.nodes import Nodes
 from tests.runs import BATCH, metrics, tiny_run
 
+pytestmark = pytest.mark.timeout(600)  # groups of processes start several times, and a loaded machine takes minutes
+
 STEPS, LONG = 110, 400
 """Steps of a run, and of one that loses a node; a step takes some 30 ms."""
 SAVE = 20

@@ -28,6 +28,8 @@ from tests.s3 import BUCKET, S3Server
 
 IMAGES = {"a": 40, "b": 31, "c": 25}
 
+pytestmark = pytest.mark.timeout(900)  # encoders start several times, and a loaded machine takes minutes
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:

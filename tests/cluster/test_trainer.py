@@ -16,7 +16,10 @@ from diffussm.config.schema import Config
 from diffussm.errors import DataError, InfrastructureError
 from tests.runs import BATCH, final_losses, tiny_run
 
-STEPS = 12
+pytestmark = pytest.mark.timeout(900)  # groups of processes start several times, and a loaded machine takes minutes
+
+STEPS = 60
+"""Enough that the run is not over before a kill meets it."""
 
 
 @pytest.fixture(scope="module")
