@@ -37,7 +37,7 @@ def checks(submission: Submission, target: str) -> Iterator[Check]:
     """Look at size, memory, deadline, bucket and index, cheap ones first."""
     cfg = submission.cfg
     yield legal_size(cfg)
-    yield from memory_and_deadline(cfg, target)
+    yield from memory_and_deadline(cfg, target, submission.measured_save_s)
     yield places(cfg, target)
     if target != "kubernetes" or is_remote(cfg.storage):
         yield bucket(submission)
@@ -55,7 +55,7 @@ def legal_size(cfg: Config) -> Check:
     return Check("size", True, str(size(Batching.of(cfg), nodes, each)))
 
 
-def memory_and_deadline(cfg: Config, target: str) -> Iterator[Check]:
+def memory_and_deadline(cfg: Config, target: str, measured_s: float | None = None) -> Iterator[Check]:
     """A rank fits its card, and a save fits between the warning and the kill."""
     known = latent(cfg)
     if known is None:
@@ -75,16 +75,16 @@ def memory_and_deadline(cfg: Config, target: str) -> Iterator[Check]:
         advice = " ".join(best.layout.overrides) if best else "use more workers, or a smaller network"
         there = f"{asked.memory.peak / gib:.1f} GiB of {planned.card.memory_bytes / gib:.0f} GiB on {planned.card.name}"
         yield Check("memory", bool(asked.fits), there, advice)
-    yield deadline(asked.save_s, cfg, target)
+    yield deadline(asked.save_s if measured_s is None else measured_s, cfg, target, measured_s)
 
 
-def deadline(save_s: float, cfg: Config, target: str) -> Check:
+def deadline(save_s: float, cfg: Config, target: str, measured_s: float | None = None) -> Check:
     """Twice a save fits into the time between the warning and the kill."""
     key, given = (
         ("slurm.warning_s", cfg.slurm.warning_s) if target == "slurm" else ("cluster.grace_s", cfg.cluster.grace_s)
     )
     if target == "kubernetes":
-        key, given = "the pods' grace", grace(None).drain_s
+        key, given = "the pods' grace", grace(measured_s).drain_s
     said = f"a save takes about {save_s:.0f} s of {given:g} s ({key})"
     return Check("deadline", 2 * save_s <= given, said, f"{key}={max(60, 2 * int(save_s + 1))}, or more nodes")
 

@@ -236,6 +236,8 @@ def submit(
 
     submission = submitting.prepare(config, overrides, sweep)
     where = runs.target(to, submission.cfg)
+    if to == "kubernetes":  # its pods are given the time that this run's saves take
+        submission = submitting.measured(submission)
     if dry_run:
         text, passed = submitting.dry_run(submission, where)
         typer.echo(text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diffussm.config import Config, check, dump, load
 from diffussm.config.places import absolutely
-from diffussm.errors import ConfigError, UsageError
-from launch import local
+from diffussm.errors import ConfigError, StorageError, UsageError
+from launch import local, store
 from launch.checks import Check, checks
 from launch.target import Submission, Target
 
@@ -52,6 +53,15 @@ def variants(cfg: Config, text: str, sweep: Sequence[str]) -> tuple[tuple[str, .
         _check_variant(text, given)
         found.append(given)
     return tuple(found)
+
+
+def measured(submission: Submission) -> Submission:
+    """With the seconds of the run's newest save; a store that cannot be asked is told of by the check `bucket`."""
+    try:
+        found = store.ask("status", submission.root)
+    except StorageError:
+        return submission
+    return replace(submission, measured_save_s=found["save_s"])
 
 
 def dry_run(submission: Submission, to: Target) -> tuple[str, bool]:

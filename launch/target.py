@@ -25,6 +25,8 @@ class Submission:
     """What differs from the defaults, as YAML: what the job reads."""
     variants: tuple[tuple[str, ...], ...] = ()
     """Of a sweep: the overrides of each run, its name among them."""
+    measured_save_s: float | None = None
+    """Seconds that the newest save of this run took; None before its first."""
 
     @property
     def job_name(self) -> str:

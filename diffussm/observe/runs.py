@@ -23,7 +23,8 @@ def status(root: str) -> dict[str, Any]:
 
     Returns:
         `found` (whether anything of it is there), `images` of the newest line or checkpoint, `total` of its config,
-        `finished`, `checkpoints` (images of each), `attempts`, `metrics` (newest line), `event` (newest event).
+        `finished`, `checkpoints` (images of each), `attempts`, `metrics` (newest line), `event` (newest event),
+        `save_s` (seconds of the newest save; None before the first).
     """
     import yaml
 
@@ -34,6 +35,7 @@ def status(root: str) -> dict[str, Any]:
     folders = {key.split("/")[1] for key in store.keys("checkpoints/") if key.endswith("/manifest.json")}
     checkpoints = sorted(int(folder) for folder in folders if folder.isdecimal())
     newest = metrics[-1] if metrics else {}
+    saves = [event["seconds"] for event in events if event.get("event") == "saved" and "seconds" in event]
     return {
         "root": root,
         "found": bool(config or metrics or checkpoints),
@@ -45,6 +47,7 @@ def status(root: str) -> dict[str, Any]:
         "attempts": len({key.split("/")[1] for key in store.keys("attempts/")}),
         "metrics": {name: newest[name] for name in _SHOWN if name in newest},
         "event": events[-1] if events else None,
+        "save_s": saves[-1] if saves else None,
     }
 
 

@@ -81,6 +81,8 @@ def objects(submission: Submission, grace: Grace, *, interactive: bool = False) 
         ConfigError: the config cannot run in pods.
     """
     cfg = submission.cfg
+    if submission.variants:
+        raise ConfigError("--sweep: found with --to kubernetes; allowed: --to slurm", "submit its runs one at a time")
     check(cfg)
     made: list[Any] = [_config_map(submission)]
     if not cfg.kubernetes.service_account:

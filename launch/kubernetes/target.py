@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 
 from diffussm.errors import ConfigError, MissingError, UsageError
 from launch.kubernetes import render, schema
-from launch.kubernetes.grace import Grace, grace
+from launch.kubernetes.grace import grace
 from launch.kubernetes.names import MANAGED_LABEL, MANAGER, RUN_LABEL
 from launch.target import Job, Submission
 
@@ -29,14 +29,14 @@ class Kubernetes:
 
     name = "kubernetes"
 
-    def __init__(self, namespace: str, measured_save_s: float | None = None) -> None:
+    def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self.grace: Grace = grace(measured_save_s)
         self._api: client.ApiClient | None = None
 
     def render(self, submission: Submission) -> str:
         """All objects as YAML, the same for the same submission."""
-        return render.to_yaml(render.objects(submission, self.grace), self.grace)
+        given = grace(submission.measured_save_s)
+        return render.to_yaml(render.objects(submission, given), given)
 
     def submit(self, submission: Submission) -> str:
         """Check against the cluster's own schema, then create; returns the RayJob's name.
@@ -48,7 +48,7 @@ class Kubernetes:
             UsageError: a job of that name is there already.
             MissingError: no cluster, no KubeRay, or no right to do this.
         """
-        made = render.objects(submission, self.grace)
+        made = render.objects(submission, grace(submission.measured_save_s))
         job = made[-1]
         self._check_schema(job)
         name: str = job["metadata"]["name"]
@@ -86,7 +86,7 @@ class Kubernetes:
             )
         except (ApiException, HTTPError) as error:
             raise self._ours(error, f"job {job.id}") from error
-        return f"{job.run}: suspended; its pods have {self.grace.drain_s} s to save"
+        return f"{job.run}: suspended; its pods save and leave"
 
     def follow(self, job: Job, timeout_s: int) -> Iterator[Job]:
         """The job each time its state changes, until it is over or `timeout_s` have passed."""
@@ -117,7 +117,7 @@ class Kubernetes:
                 answer = core.read_namespaced_pod_log(
                     pod.metadata.name, self.namespace, tail_lines=lines, _preload_content=False
                 )
-                yield answer.data.decode(errors="replace")
+                yield from answer.data.decode(errors="replace").splitlines()
         except (ApiException, HTTPError) as error:
             raise self._ours(error, f"logs of {job.id}") from error
 

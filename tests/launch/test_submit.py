@@ -104,3 +104,12 @@ def test_it_says_under_which_id(config: str) -> None:
     to = Recorder()
     assert "job 7 on recorder" in submit.submit(submit.prepare(config), to)
     assert [given.cfg.name for given in to.given] == ["a"]
+
+
+def test_the_newest_save_is_what_a_job_is_given_time_for(config: str, tmp_path: Path) -> None:
+    submission = submit.prepare(config)
+    assert submit.measured(submission).measured_save_s is None
+    events = Path(submission.root) / "events.jsonl"
+    events.parent.mkdir(parents=True)
+    events.write_text('{"event": "saved", "seconds": 9.5}\n{"event": "saved", "seconds": 2.5}\n{"event": "stopped"}\n')
+    assert submit.measured(submission).measured_save_s == 2.5

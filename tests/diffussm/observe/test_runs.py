@@ -16,7 +16,7 @@ def fill(url: str, *, finished: bool = False) -> None:
     store.write("config.yaml", b"train:\n  images: 640\n")
     lines = [{"images": images, "loss": 1 / images, "step": images // 8, "secret": 1} for images in (8, 16)]
     store.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    store.write("events.jsonl", b'{"event": "saved", "images": 8}\n')
+    store.write("events.jsonl", b'{"event": "saved", "images": 8, "seconds": 2.5}\n')
     store.write("checkpoints/000000000008/manifest.json", b"{}")
     store.write("checkpoints/000000000016/half.safetensors", b"")  # no manifest: no checkpoint
     for number in (1, 2):
@@ -33,6 +33,7 @@ def test_status(tmp_path: Path) -> None:
     assert found["checkpoints"] == [8]
     assert found["metrics"] == {"loss": 1 / 16, "step": 2}
     assert found["event"]["event"] == "saved"
+    assert found["save_s"] == 2.5
     fill(str(tmp_path / "a"), finished=True)
     assert runs.status(str(tmp_path / "a"))["score"] == "FD = 1"
 

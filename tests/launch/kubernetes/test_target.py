@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def test_submit_creates_everything_and_the_job_owns_it(cluster: Kubernetes, api:
     assert cluster.jobs("another") == []
 
 
+def test_a_measured_save_gives_the_pods_their_grace_and_a_sweep_is_refused(
+    cluster: Kubernetes, api: fake.FakeApi
+) -> None:
+    name = cluster.submit(replace(submission(), measured_save_s=100.0))
+    (group,) = api.objects["rayjobs", "default", name]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] == 245
+    with pytest.raises(ConfigError, match="--sweep"):
+        cluster.submit(replace(submission(), variants=(("seed=1",),)))
+
+
 def test_a_second_job_of_the_same_name_is_refused_and_the_first_stays(cluster: Kubernetes, api: fake.FakeApi) -> None:
     cluster.submit(submission())
     before = dict(api.objects)
@@ -78,7 +89,7 @@ def test_following_tells_each_change_and_ends_with_the_job(cluster: Kubernetes, 
 def test_stop_suspends_and_now_deletes_with_all_that_it_owns(cluster: Kubernetes, api: fake.FakeApi) -> None:
     cluster.submit(submission())
     (job,) = cluster.jobs("a-run")
-    assert "to save" in cluster.stop(job, now=False)
+    assert "save and leave" in cluster.stop(job, now=False)
     assert cluster.jobs("a-run")[0].state == "Suspended"
     cluster.stop(job, now=True)
     assert api.objects == {}
