@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.causes import Evidence
 from cluster.watchdog import Seen
@@ -139,5 +140,6 @@ class Hub:
 
 
 def make() -> Any:
-    """The actor, on this node."""
-    return ray.remote(num_cpus=0)(Hub).remote()
+    """The actor, on the driver's own node: anywhere else it would be lost with a node that only held ranks."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Hub).remote()

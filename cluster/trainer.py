@@ -115,6 +115,12 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
     except TrainingFailedError as error:
         overseer.stop()
         raise _as_ours(error, cfg, faults.last) from error
+    except ray.exceptions.RayError as error:  # the controller's own node is gone: nobody is left to ask a policy
+        overseer.stop()
+        raise InfrastructureError(
+            f"Ray's head or the controller of the training was lost ({type(error).__name__}: {error})",
+            "start the same command again: the run goes on from its last checkpoint",
+        ) from error
     finally:
         warnings.heard_by_training = False
         overseer.stop()

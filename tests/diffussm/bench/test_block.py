@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 from diffussm.bench.block import DiTBlock, bench_block
@@ -18,6 +17,5 @@ def test_the_other_side_is_a_dit_block() -> None:
 
 def test_a_row_compares_both_on_the_same_tokens() -> None:
     row = bench_block(16, 2, 72, rounds=3, device=torch.device("cpu"))
-    assert row.ratio_low <= row.ratio <= row.ratio_high
-    assert row.ours_ms > 0
-    assert row.ratio == pytest.approx(row.dit_ms / row.ours_ms, rel=0.9)
+    assert 0 < row.ratio_low <= row.ratio <= row.ratio_high
+    assert row.ours_ms > 0 and row.dit_ms > 0
