@@ -18,4 +18,4 @@ def test_the_other_side_is_a_dit_block() -> None:
 def test_a_row_compares_both_on_the_same_tokens() -> None:
     row = bench_block(16, 2, 72, rounds=3, device=torch.device("cpu"))
     assert 0 < row.ratio_low <= row.ratio <= row.ratio_high
-    assert row.ours_ms > 0 and row.dit_ms > 0
+    assert min(row.ours_ms, row.dit_ms) > 0
