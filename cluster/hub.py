@@ -142,4 +142,5 @@ class Hub:
 def make() -> Any:
     """The actor, on the driver's own node: anywhere else it would be lost with a node that only held ranks."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Hub).remote()
+    kind: Any = ray.remote(num_cpus=0)(Hub)
+    return kind.options(scheduling_strategy=here).remote()
