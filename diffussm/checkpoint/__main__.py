@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from math import prod
+from typing import Any
 
 from diffussm.checkpoint import catalog, posthoc
 from diffussm.checkpoint.profiles import gamma
@@ -51,10 +53,12 @@ def _list(store: Store, asked: argparse.Namespace) -> None:
     if asked.json:
         print(json.dumps([_plain(entry, verified=asked.verify) for entry in found], indent=1))
     else:
-        rows = [["what", "images", "bytes", "files", "state", "kinds"]]
+        rows = [["what", "images", "bytes", "files", "written (UTC)", "kept", "state", "kinds"]]
         for entry in found:
             plain = _plain(entry, verified=asked.verify)
-            rows.append([f"{plain[key]:,}" if isinstance(plain[key], int) else str(plain[key]) for key in rows[0]])
+            cells = [plain["what"], plain["images"], plain["bytes"], plain["files"]]
+            cells += [_when(plain["created"]), plain["kept"], plain["state"], ", ".join(plain["kinds"])]
+            rows.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells])
         _table(rows, right=(1, 2, 3))
         print(f"{len(found)} in {store.url}, {sum(entry.size_bytes for entry in found):,} bytes")
     wrong = [line for entry in found for line in entry.wrong]
@@ -62,8 +66,8 @@ def _list(store: Store, asked: argparse.Namespace) -> None:
         raise DataError("\n".join(wrong), "a run passes over what does not verify and goes on from the one before")
 
 
-def _plain(entry: catalog.Entry, *, verified: bool) -> dict[str, int | str]:
-    """An entry as plain data."""
+def _plain(entry: catalog.Entry, *, verified: bool) -> dict[str, Any]:
+    """An entry as plain data; times in seconds since 1970."""
     manifest = entry.manifest
     return {
         "what": "checkpoint" if entry.folder.startswith(catalog.CHECKPOINTS) else "averages",
@@ -71,9 +75,16 @@ def _plain(entry: catalog.Entry, *, verified: bool) -> dict[str, int | str]:
         "images": manifest.counters.images if manifest else entry.folder.rpartition("/")[2],
         "bytes": entry.size_bytes,
         "files": len(manifest.files) if manifest else 0,
+        "created": manifest.created if manifest else 0.0,
+        "kept": "for ever" if manifest and manifest.permanent else "newest",
         "state": "unusable" if entry.wrong else "verified" if verified else "not read",
-        "kinds": ", ".join(manifest.kinds) if manifest else "",
+        "kinds": list(manifest.kinds) if manifest else [],
     }
+
+
+def _when(seconds: float) -> str:
+    """A time since 1970 to the second, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds else "?"
 
 
 def _show(store: Store, asked: argparse.Namespace) -> None:
@@ -84,6 +95,9 @@ def _show(store: Store, asked: argparse.Namespace) -> None:
     facts = {
         "checkpoint": join(store.url, folder),
         **{name: f"{value:,}" for name, value in vars(manifest.counters).items()},
+        "written (UTC)": _when(manifest.created),
+        "kept": "for ever" if manifest.permanent else "while it is among the newest",
+        "run": manifest.run_id,
         "attempt": manifest.attempt,
         "world size": manifest.world_size,
         "ZeRO stage": manifest.zero_stage,
@@ -102,11 +116,13 @@ def _show(store: Store, asked: argparse.Namespace) -> None:
     for rank, file in enumerate(manifest.files):
         for piece in file.pieces:
             held.setdefault(piece.name, []).append(f"{rank}: {piece.start:,}+{piece.numel:,}")
-    _table(
-        [["parameter", "shape", "file: start+elements"]]
-        + [[name, " x ".join(map(str, shape)) or "scalar", ", ".join(held.get(name, []))]
-           for name, shape in manifest.shapes.items()]
-    )  # fmt: skip
+    rows = [["parameter", "shape", "file: start+elements"]]
+    for name, shape in manifest.shapes.items():
+        rows.append([name, " x ".join(map(str, shape)) or "scalar", ", ".join(held.get(name, []))])
+    _table(rows)
+    print()
+    rows = [["tensor", "dtype", "digest of all slices"]]
+    _table(rows + [[key, manifest.dtypes.get(key, "?"), seal] for key, seal in manifest.digests.items()])
 
 
 def _export(store: Store, asked: argparse.Namespace) -> None:

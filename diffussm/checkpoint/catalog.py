@@ -80,7 +80,7 @@ def select(store: Store, images: int | None) -> tuple[str, Manifest]:
     for folder, manifest in listed:
         if isinstance(manifest, Manifest) and images in (None, manifest.counters.images):
             return folder, manifest
-        if isinstance(manifest, DataError) and folder == f"{CHECKPOINTS}/{images:012d}":
+        if isinstance(manifest, DataError) and images is not None and folder == f"{CHECKPOINTS}/{images:012d}":
             raise manifest
     have = ", ".join(f"{m.counters.images:,}" for _, m in reversed(listed) if isinstance(m, Manifest)) or "none"
     wanted = "" if images is None else f" after {images:,} images"

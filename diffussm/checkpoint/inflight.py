@@ -75,17 +75,18 @@ class InFlight:
     def _tidy(self) -> None:
         """Delete what the new, verified checkpoint makes superfluous. What fails is tried again after the next save."""
         store, saved = self.order.store, self.order.folder
+        prefix = saved.rpartition("/")[0]
         try:
             self.order.fence.check()
             folders = {
                 folder: isinstance(manifest, Manifest) and manifest.permanent
-                for folder, manifest in restore.manifests(store)
+                for folder, manifest in restore.manifests(store, prefix)
                 if isinstance(manifest, Manifest)  # what this version cannot read is not its to delete
             }
             old = retain.superfluous(folders, self.tier.keep, saved)
             for folder in old:
                 retain.delete(store, folder)
-            there = [*store.keys("checkpoints/"), *store.unfinished("checkpoints/")]
+            there = [*store.keys(f"{prefix}/"), *store.unfinished(f"{prefix}/")]
             for key in retain.litter(there, saved, self.order.draft.attempt):
                 store.delete(key)
         except DiffuSSMError as error:

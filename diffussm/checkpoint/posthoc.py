@@ -53,7 +53,9 @@ class Recipe:
 def recipe(store: Store, sigma_rel: float, images: int | None, announce: Callable[[str], None]) -> Recipe:
     """Find the coefficients for the average of relative width `sigma_rel` after `images` images. Local.
 
-    Every stored average up to that time takes part. A snapshot whose manifest cannot be read is announced and left out.
+    Every stored power-function average up to that time takes part: those of snapshots, and those of checkpoints of
+    other times. One whose manifest cannot be read is announced and left out, as is what an earlier run of the same
+    name left behind.
 
     Args:
         store: the run's store.
@@ -64,18 +66,12 @@ def recipe(store: Store, sigma_rel: float, images: int | None, announce: Callabl
     Raises:
         DataError: no snapshot is there, or none so early or so late.
     """
-    found: list[tuple[str, Manifest]] = []
-    for folder, manifest in restore.manifests(store, FOLDER):
-        if isinstance(manifest, Manifest):
-            found.append((folder, manifest))
-        else:
-            announce(f"{folder} is left out: {manifest.message}")
+    found = _stored(store, announce)
     if not found:
         raise DataError(
-            f"{store.url}: has no snapshots of power-function averages below {FOLDER}/",
+            f"{store.url}: has no snapshots of power-function averages below {FOLDER}/, nor checkpoints with them",
             "set train.power_ema before a run begins; they cannot be had afterwards",
         )
-    found.reverse()  # oldest first
     first, last = found[0][1].counters.images, found[-1][1].counters.images
     at = last if images is None else images
     if not first <= at <= last:
@@ -89,6 +85,25 @@ def recipe(store: Store, sigma_rel: float, images: int | None, announce: Callabl
     solved = fit(profiles, wanted)
     terms = tuple(Term(*entry, x) for entry, x in zip(stored, solved.coefficients, strict=True))
     return Recipe(wanted, terms, solved)
+
+
+def _stored(store: Store, announce: Callable[[str], None]) -> list[tuple[str, Manifest]]:
+    """Snapshots and checkpoints that hold power-function averages, one for each time, oldest first."""
+    by_time: dict[int, tuple[str, Manifest]] = {}
+    for prefix in ("checkpoints", FOLDER):  # of the same time the snapshot counts, which stays
+        for folder, manifest in restore.manifests(store, prefix):
+            if not isinstance(manifest, Manifest):
+                announce(f"{folder} is left out: {manifest.message}")
+            elif any(map(_POWER_KIND.fullmatch, manifest.kinds)):
+                by_time[manifest.counters.images] = folder, manifest
+    run = max(by_time.values(), key=lambda entry: entry[1].created)[1].run_id if by_time else ""
+    kept = []
+    for _, (folder, manifest) in sorted(by_time.items()):
+        if manifest.run_id == run:
+            kept.append((folder, manifest))
+        else:
+            announce(f"{folder} is left out: an earlier run of this name wrote it")
+    return kept
 
 
 def width_of(kind: str) -> float:

@@ -189,6 +189,11 @@ class Saver:
         left = max(1.0, deadline_s - time.time())
         self.save_now(min(left, self.cfg.checkpoint.deadline_s), read_back=math.isinf(deadline_s))
 
+    @property
+    def run_id(self) -> str:
+        """What tells this run from an earlier one of its name; known once it is restored."""
+        return self._run_id
+
     def close(self) -> None:
         """Wait for a save under way and end the threads. Local."""
         if self._flight is not None:

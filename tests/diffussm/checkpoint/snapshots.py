@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ def write(
     state: dict[str, dict[str, torch.Tensor]],
     ranks: int = 2,
     dtype: torch.dtype = torch.float32,
+    **facts: Any,
 ) -> Manifest:
     """State by kind and parameter, cut over ranks, below `root/prefix/<images>`."""
     folder = root / prefix / f"{images:012d}"
@@ -37,6 +39,6 @@ def write(
         save_file(tensors, path)
         files.append(File(path.name, path.stat().st_size, digest_file(path), tuple(pieces)))
     at = Counters(images, images // 8, 0, images, images // 8, 0)
-    manifest = Manifest(at, 1, ranks, 1, "d", tuple(state), dict(SHAPES), tuple(files), {"torch": "2"})
+    manifest = Manifest(at, 1, ranks, 1, "d", tuple(state), dict(SHAPES), tuple(files), {"torch": "2"}, **facts)
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return manifest

@@ -109,6 +109,29 @@ def test_damage_is_found_before_anything_is_written(tmp_path: Path) -> None:
     assert sum(term.coefficient for term in fewer.terms) == pytest.approx(1)
 
 
+def test_checkpoints_take_part_and_what_an_earlier_run_left_does_not(tmp_path: Path) -> None:
+    def put(prefix: str, images: int, value: float, created: float, run_id: str, *more: str) -> None:
+        state = {
+            kind: {n: torch.full(s, value) for n, s in snapshots.SHAPES.items()} for kind in ("ema-power-0.050", *more)
+        }
+        snapshots.write(tmp_path, prefix, images, state, created=created, run_id=run_id)
+
+    put("ema", 8, 1.0, 20, "new")
+    put("ema", 16, 1.0, 21, "new")
+    put("checkpoints", 16, 5.0, 21, "new", "master")  # the same time: the snapshot counts
+    put("checkpoints", 24, 1.0, 22, "new", "master")
+    put("ema", 32, 9.0, 11, "old")
+    said: list[str] = []
+    made = posthoc.recipe(open_store(str(tmp_path)), 0.1, None, said.append)
+    assert [(t.folder.split("/")[0], t.manifest.counters.images, t.kind) for t in made.terms] == [
+        ("ema", 8, "ema-power-0.050"), ("ema", 16, "ema-power-0.050"), ("checkpoints", 24, "ema-power-0.050"),
+    ]  # fmt: skip
+    assert said == [f"ema/{32:012d} is left out: an earlier run of this name wrote it"]
+    posthoc.write(open_store(str(tmp_path)), made, str(tmp_path / "w"))
+    for tensor in weights.read(str(tmp_path / "w")).tensors.values():
+        torch.testing.assert_close(tensor, torch.ones_like(tensor))
+
+
 def test_the_width_is_read_from_the_kind() -> None:
     assert posthoc.width_of("ema-power-0.050") == 0.05
     with pytest.raises(ValueError, match="ema-plain"):

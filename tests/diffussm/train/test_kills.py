@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from diffussm.checkpoint import restore
+from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import Config
 from tests import kills
@@ -34,6 +35,16 @@ def state(cfg: Config) -> dict[str, torch.Tensor]:
     }
 
 
+def averages(cfg: Config) -> dict[str, dict[str, str]]:
+    """Digests of all tensors of each snapshot of the averages, every one of which must verify."""
+    store = open_store(f"{cfg.storage}/{cfg.name}")
+    found = dict(restore.manifests(store, "ema"))
+    for folder, manifest in found.items():
+        assert isinstance(manifest, Manifest)
+        assert not restore.verify(store, folder, manifest)
+    return {folder: manifest.digests for folder, manifest in found.items()}  # type: ignore[union-attr]
+
+
 def assert_the_same_run(found: Config, expected: Config, folder: Path) -> None:
     assert len(final_losses(expected)) == STEPS
     assert final_losses(found) == final_losses(expected)
@@ -42,6 +53,10 @@ def assert_the_same_run(found: Config, expected: Config, folder: Path) -> None:
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[1].items():
         assert torch.equal(states[0][name], tensor), name
+    snapshots = averages(found), averages(expected)
+    assert len(snapshots[1]) == STEPS // 10
+    assert max(snapshots[0]) == max(snapshots[1])  # earlier ones may have been killed on their way
+    assert snapshots[0].items() <= snapshots[1].items()
 
 
 def chain(folder: Path, number: int, size: int, stage: int, seed: int) -> Counter[str]:

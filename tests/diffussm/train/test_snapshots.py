@@ -17,8 +17,10 @@ from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import Config, SnapshotDtype
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
+from diffussm.train.saver import Saver
 from diffussm.train.snapshots import Snapshots, interval, stored
 from diffussm.train.world import current
+from tests.diffussm.checkpoint import snapshots as files
 from tests.diffussm.train.test_ema import whole_of
 from tests.diffussm.train.test_engine import BATCH, config, losses, net
 from tests.s3 import S3Server
@@ -43,14 +45,18 @@ def follow(
     engine = Engine(net(), cfg.train, 1, current(torch.device("cpu")))
     averages = Averages(engine.slices(), cfg.train)
     beside = Averages(engine.slices(), replace(cfg.train, power_ema=[0.05, 0.075, 0.1]))
-    snapshots = Snapshots(cfg, engine, averages, open_store(place), 1, logger)
+    saver = Saver(cfg, engine, averages, open_store(place), 1, logger)
+    snapshots = Snapshots(saver)
     at = Counters(0, 0, 0, 0, 0, 0)
     for step in range(steps):
         engine.step(losses(step, 1), lr=1e-2)
         at = at.after_step(BATCH, 0, False)
         averages.update(at.images)
         beside.update(at.images)
+        snapshots.wait()  # these steps are faster than any store
         snapshots.step(at)
+    snapshots.close()
+    saver.close()
     return beside, engine, said
 
 
@@ -82,13 +88,24 @@ def test_an_average_made_of_snapshots_is_the_one_that_was_followed(tmp_path: Pat
     """Within 1 % of the distance to the nearest stored average, and 10 % where fp16 was stored."""
     check(str(tmp_path / "run"), 1, SnapshotDtype.fp32, tmp_path, 0.01)
     check(bucket, 3, SnapshotDtype.fp16, tmp_path, 0.1)
-    root = tmp_path / "few"
+    root, broken = tmp_path / "few", tmp_path / "broken"
+    if dist.get_rank() == 0:
+        for images in range(5):
+            files.write(root, "checkpoints", images, {"master": {n: torch.zeros(s) for n, s in files.SHAPES.items()}})
+        broken.mkdir()
+        (broken / "ema").write_text("a file in the way")
+    dist.barrier()
     _, _, said = follow(str(root), 0, SnapshotDtype.bf16, steps=16, keep_ema_snapshots=3)
     dist.barrier()
     kept = sorted(path.name for path in (root / "ema").iterdir())
     assert kept == [f"{images * BATCH:012d}" for images in (8, 12, 16)]
     if dist.get_rank() == 0:
         assert [record["event"] for record in said] == ["averages saved"] * 4
+    assert len(list((root / "checkpoints").iterdir())) == 5, "they are not the snapshots' to delete"
+    _, _, said = follow(str(broken), 0, SnapshotDtype.fp32, steps=8)
+    if dist.get_rank() == 0:
+        assert [record["event"] for record in said] == ["averages save failed"] * 2
+        assert "ema" in said[0]["reason"]
 
 
 def test_the_interval_is_a_64th_unless_it_is_set() -> None:
