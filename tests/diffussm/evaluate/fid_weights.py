@@ -10,8 +10,12 @@ import torch
 from diffussm.evaluate.inception import Network, _Unit
 
 
-def random_weights(path: Path, seed: int = 0) -> str:
-    """Write the file; returns its SHA-256. Batch norms are far from the identity, so that each term counts."""
+def random_weights(path: Path, seed: int = 0, logits: float = 0.05) -> str:
+    """Write the file; returns its SHA-256. Batch norms are far from the identity, so that each term counts.
+
+    `logits` is the deviation of the last layer's weights: the larger, the surer the network is of its
+    classes, whatever the picture.
+    """
     source = torch.Generator().manual_seed(seed)
     state = {}
     network = Network()
@@ -25,7 +29,7 @@ def random_weights(path: Path, seed: int = 0) -> str:
             state[f"{name}.bn.bias"] = torch.empty(size).normal_(0, 0.2, generator=source)
             state[f"{name}.bn.running_mean"] = torch.empty(size).normal_(0, 0.2, generator=source)
             state[f"{name}.bn.running_var"] = torch.empty(size).uniform_(0.7, 1.4, generator=source)
-    state["fc.weight"] = torch.empty_like(network.fc.weight).normal_(0, 0.05, generator=source)
+    state["fc.weight"] = torch.empty_like(network.fc.weight).normal_(0, logits, generator=source)
     state["fc.bias"] = torch.empty_like(network.fc.bias).normal_(0, 1.0, generator=source)
     torch.save(state, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
