@@ -306,17 +306,20 @@ def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
     local.run(local.preflight(local.read(config, overrides) if config else None))
 
 
+_BENCHES = ("op", "parts", "block", "loop", "data", "save")
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
-    """Measure as ratios: op, block, loop, data or save.
+    """Measure as ratios: op, parts, block, loop, data or save.
 
-    op: the operator's backends against the textbook formula. block: against a DiT block. loop: our training loop
-    against a bare one. data: the reader of latents against the training, a folder of .npy and WebDataset (--url,
-    --ranks, --samples). Options: --lengths, --batches, --widths, --modes, --backends (A,B,...), --rounds, --threads,
-    --json.
+    op: the operator's backends against the textbook formula. parts: where its time goes. block: against a DiT block.
+    loop: our training loop against a bare one. data: the reader of latents against the training, a folder of .npy and
+    WebDataset (--url, --ranks, --samples). save: a save and a restore against DeepSpeed's own. Options: --lengths,
+    --batches, --widths, --modes, --backends (A,B,...), --rounds, --threads, --json.
     """
-    if what not in ("op", "block", "loop", "data", "save"):
-        raise UsageError(f"found bench {what!r}; allowed: op, block, loop, data, save", "write diffussm bench op")
+    if what not in _BENCHES:
+        raise UsageError(f"found bench {what!r}; allowed: {', '.join(_BENCHES)}", "write diffussm bench op")
     local.run(local.bench(what, passed))
 
 

@@ -1,4 +1,4 @@
-"""`python -m diffussm.bench op|block|loop|data|save`: print a table, or JSON with --json; see `diffussm bench`."""
+"""`python -m diffussm.bench WHAT`: print a table, or JSON with --json; see `diffussm bench`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from diffussm.bench import block, op
+from diffussm.bench import block, op, parts
 from diffussm.bench.machine import describe
 from diffussm.errors import DiffuSSMError
 from diffussm.ops import registry
@@ -24,7 +24,7 @@ from diffussm.ops import registry
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that `launch` renders."""
     parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("op", "block", "loop", "data", "save"))
+    parser.add_argument("what", choices=tuple(_BENCHES))
     parser.add_argument("config", nargs="?", default="", help="for loop and data: the run that is measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
-        rows = {"op": _op, "block": _block, "loop": _loop, "data": _data, "save": _save}[asked.what](asked, device)
+        rows = _BENCHES[asked.what](asked, device)
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)
@@ -72,6 +72,14 @@ def _op(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]
         backends=usable, device=device, dtype=dtype, repeats=asked.rounds, modes=asked.modes,
     )  # fmt: skip
     return [asdict(row) for row in rows]
+
+
+def _parts(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    found = [verdict.name for verdict in registry.survey(device, torch.float32) if verdict.usable]
+    usable = asked.backends or [name for name in found if name != "reference"]
+    sizes = [(length, batch, width) for length in asked.lengths for width in asked.widths for batch in asked.batches]
+    rows = [parts.bench_parts(*size, backends=usable, rounds=asked.rounds, device=device) for size in sizes]
+    return [asdict(row) for group in rows for row in group]
 
 
 def _block(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -118,6 +126,9 @@ def _save(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     model = ModelConfig(preset=asked.preset, depth=asked.depth)
     with tempfile.TemporaryDirectory(prefix="diffussm-bench-", dir=asked.url or None) as folder:
         return [asdict(row) for row in bench_save(model, Path(folder), rounds=asked.rounds)]
+
+
+_BENCHES = {"op": _op, "parts": _parts, "block": _block, "loop": _loop, "data": _data, "save": _save}
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:

@@ -113,7 +113,7 @@ def copy_bandwidth(device: torch.device, size_bytes: int = 256 << 20) -> float:
     """Bytes a second that a plain copy moves, read and written both counted; best of five."""
     source = torch.ones(size_bytes // 4, device=device)
     target = torch.empty_like(source)
-    times = [_timed(lambda: target.copy_(source), device) for _ in range(6)]
+    times = [cpu_or_wall_seconds(lambda: target.copy_(source), device) for _ in range(6)]
     return 2 * size_bytes / min(times[1:])
 
 
@@ -174,18 +174,18 @@ def _bench_case(
     count = dict.fromkeys(calls, 1)
     short = set()
     for key, call in calls.items():
-        seconds = _timed(call, case.device)
+        seconds = cpu_or_wall_seconds(call, case.device)
         if seconds > 1:
             times[key].append(1e3 * seconds)
         else:
             short.add(key)
-            count[key] = max(3, round(_ROUND_SECONDS / max(_timed(call, case.device), 1e-6)))
+            count[key] = max(3, round(_ROUND_SECONDS / max(cpu_or_wall_seconds(call, case.device), 1e-6)))
     for _ in range(repeats):
         for key, call in calls.items():
             if len(times[key]) < repeats:
                 if key in short:  # else it would pay for memory that the side before it gave back to the system
                     call()
-                times[key].append(1e3 * _timed(call, case.device, count[key]))
+                times[key].append(1e3 * cpu_or_wall_seconds(call, case.device, count[key]))
     rows = []
     for mode in modes:
         base = statistics.median(times[_yardstick(mode)])
@@ -311,7 +311,7 @@ def _saved_bytes(case: _Case, name: str) -> int:
     return sum(kept.values())
 
 
-def _timed(call: Callable[[], object], device: torch.device, count: int = 1) -> float:
+def cpu_or_wall_seconds(call: Callable[[], object], device: torch.device, count: int = 1) -> float:
     """Seconds of one call, the mean of `count`."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     if device.type != "cpu":
