@@ -88,13 +88,16 @@ class Recovery:
     """Images that were trained again."""
 
 
-def recovery(made: Made, records: Sequence[Record]) -> Recovery | None:
+def recovery(made: Made, records: Sequence[Record], others: Iterable[Made] = ()) -> Recovery | None:
     """The recovery from a fault; None if no step followed.
 
-    When a later start follows, its first step counts; otherwise the run went on, and its next step does.
+    When a later start follows, its first step counts; otherwise the run went on, and its next step does. A start that
+    lived on until one of the other faults was not ended by this one, but by that.
     """
     after = [r for r in records if r["time"] > made.time]
-    restarted = [r for r in after if r["attempt"] > made.attempt]
+    ended = max((r["time"] for r in after if r["attempt"] == made.attempt), default=made.time)
+    lived_on = any(made.time < other.time < ended for other in others)
+    restarted = [] if lived_on else [r for r in after if r["attempt"] > made.attempt]
     following = restarted or after
     if not following:
         return None
@@ -117,7 +120,7 @@ def table(made: Sequence[Made], records: Sequence[Record], images: int) -> str:
     ]
     for name in dict.fromkeys(each.name for each in made):
         of_kind = [each for each in made if each.name == name]
-        back = [found for each in of_kind if (found := recovery(each, records))]
+        back = [found for each in of_kind if (found := recovery(each, records, made))]
         if not back:
             rows.append(f"| {name} | 0 of {len(of_kind)} | - | - | - |")
             continue

@@ -59,6 +59,13 @@ def test_recovery_is_counted_to_the_first_step_of_a_later_start() -> None:
     assert recovery(Made("kill-rank", 30.0, 40, 2), records) is None
 
 
+def test_a_start_that_another_fault_ended_later_is_not_this_faults_recovery() -> None:
+    records = [line(8, time=1), line(16, time=2), line(24, time=3), line(24, time=30, attempt=2)]
+    slowed, killed = Made("slow-store", 1.5, 8, 1), Made("kill-rank", 2.5, 16, 1)
+    assert recovery(slowed, records, [slowed, killed]) == Recovery(0.5, 0)
+    assert recovery(killed, records, [slowed, killed]) == Recovery(27.5, 8)
+
+
 def test_the_table_counts_what_was_survived() -> None:
     records = [line(8, time=1), line(16, time=11, attempt=2)]
     text = table([Made("kill-rank", 2.0, 8, 1), Made("kill-rank", 12.0, 16, 2)], records, 64)
