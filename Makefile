@@ -32,11 +32,15 @@ $(STAMP): .ci/requirements.lock pyproject.toml
 quickstart: venv
 	$(BIN)/diffussm train configs/quickstart.yaml
 
+# Two workers (WORKERS=0: none): clusters of processes in one, all else in the other; see tests/conftest.py.
+WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 # One thread for each process: tests start several, and threads that outnumber the cores cost far more than they give.
 test test-long gpu-test: export OMP_NUM_THREADS ?= 1
 
 test: venv
-	$(BIN)/python -m pytest -m "not long and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not long and not gpu" $(PYTEST_ARGS)
 
 test-long: venv
 	$(BIN)/python -m pytest -m "long and not gpu" $(PYTEST_ARGS)

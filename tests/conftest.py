@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
+
+import pytest
 
 # Before torch is imported anywhere: several test processes with several threads each slow each other down manyfold.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -14,3 +17,20 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 pytest_plugins = ["tests.browser", "tests.distributed", "tests.s3", "tests.slurm"]
+
+CLUSTERS = ("chaos", "cluster", "e2e", "launch/slurm", "launch/test_slurm.py", "launch/kubernetes")
+"""Under tests/: Ray clusters, Slurm daemons and pods. One at a time is enough for a machine of two cores."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put all clusters into one group of `--dist loadgroup`, which starts first; any other file is a group."""
+    here = Path(__file__).parent
+
+    def group(item: pytest.Item) -> str:
+        place = item.path.relative_to(here).as_posix()
+        return "clusters" if place.startswith(CLUSTERS) else place
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "clusters")
