@@ -104,7 +104,8 @@ class Overseer:
         used = {place.node for place in group.places.values()}
         self.hub.lose.remote({node.id for node in found if not node.alive})
         self._ask(preempt.of_notice(self.cfg.cluster.notice_file, self.cfg.cluster.grace_s, time.time()))
-        self._ask(preempt.of_drained(found, used, lambda staying: self._size(staying) > 0, time.time()))
+        home = ray.get_runtime_context().get_node_id()
+        self._ask(preempt.of_drained(found, used, home, lambda staying: self._size(staying) > 0, time.time()))
         self._tell_places(group)
         self._tell_stragglers(group)
         larger = should_grow(group.size, self._capacity(found), sizes_of(self.cfg)) if group.beats else 0

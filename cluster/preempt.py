@@ -22,29 +22,32 @@ UNKNOWN_DEADLINE_S = 30.0
 """Time to save when a drain names no deadline."""
 
 
-def of_drained(found: Iterable[Node], used: Collection[str], fits: Callable[[list[Node]], bool], now: float) -> Wish:
+def of_drained(
+    found: Iterable[Node], used: Collection[str], home: str, fits: Callable[[list[Node]], bool], now: float
+) -> Wish:
     """What follows from drained nodes. Pure.
 
     Args:
         found: all nodes.
         used: ids of nodes that hold ranks.
+        home: id of the driver's node, without which no group lives.
         fits: whether these nodes can hold a group that the config allows.
         now: seconds since 1970.
 
-    Only nodes that hold ranks matter. When the others could hold a group, the ranks leave and a group is made there
-    (the reason begins with `node`); else the whole job leaves.
+    Only the driver's node and those that hold ranks matter. When the driver stays and the other nodes could hold a
+    group, the ranks leave and a group is made there (the reason begins with `node`); else the whole job leaves.
     """
     every = list(found)
     going = [node for node in every if node.alive and node.drain_deadline_s is not None]
-    ours = [node for node in going if node.id in used]
+    ours = [node for node in going if node.id in used or node.id == home]
     if not ours:
         return Wish()
     deadline_s = min((node.drain_deadline_s or now + UNKNOWN_DEADLINE_S) for node in ours)
     staying = [node for node in every if node.alive and node.drain_deadline_s is None]
     names = ", ".join(node.address for node in ours)
-    if staying and fits(staying):
+    if home not in {node.id for node in ours} and staying and fits(staying):
         return Wish(Level.LEAVE, deadline_s, f"node {names} is drained")
-    return Wish(Level.LEAVE, deadline_s, f"all is drained: {names}")
+    return Wish(Level.LEAVE, deadline_s, f"no place is left, drained: {names}")
 
 
 def of_notice(path: str, grace_s: float, now: float) -> Wish:

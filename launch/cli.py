@@ -225,16 +225,19 @@ def submit(
     to: o.Target = "slurm",
     dry_run: o.DryRun = False,
     sweep: o.Sweep = o.NO_OVERRIDES,
+    interactive: o.Interactive = False,
 ) -> None:
     """Hand a run over to a scheduler.
 
     It trains, is put into the queue again when it is preempted, and resumes by itself. With --dry-run the whole job
-    and every check are shown, and nothing is started.
+    and every check are shown, and nothing is started. With --interactive the cluster starts and nothing in it.
     """
     from launch import runs
     from launch import submit as submitting
 
-    submission = submitting.prepare(config, overrides, sweep)
+    if interactive and to != "kubernetes":
+        raise UsageError(f"--interactive: found with --to {to}; allowed: --to kubernetes", "on Slurm use salloc")
+    submission = submitting.prepare(config, overrides, sweep, interactive)
     where = runs.target(to, submission.cfg)
     if to == "kubernetes":  # its pods are given the time that this run's saves take
         submission = submitting.measured(submission)

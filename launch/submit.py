@@ -15,7 +15,9 @@ from launch.checks import Check, checks
 from launch.target import Submission, Target
 
 
-def prepare(config: str, overrides: Sequence[str] = (), sweep: Sequence[str] = ()) -> Submission:
+def prepare(
+    config: str, overrides: Sequence[str] = (), sweep: Sequence[str] = (), interactive: bool = False
+) -> Submission:
     """Read and check a config for a job that runs elsewhere: local places become absolute.
 
     Raises:
@@ -24,7 +26,7 @@ def prepare(config: str, overrides: Sequence[str] = (), sweep: Sequence[str] = (
     """
     cfg = absolutely(local.read(config, overrides).cfg)
     text = minimal(cfg)
-    return Submission(cfg, text, variants(cfg, text, sweep))
+    return Submission(cfg, text, variants(cfg, text, sweep), interactive=interactive)
 
 
 def minimal(cfg: Config) -> str:

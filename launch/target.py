@@ -27,6 +27,8 @@ class Submission:
     """Of a sweep: the overrides of each run, its name among them."""
     measured_save_s: float | None = None
     """Seconds that the newest save of this run took; None before its first."""
+    interactive: bool = False
+    """A cluster to work in, which runs nothing by itself; Kubernetes alone has that."""
 
     @property
     def job_name(self) -> str:

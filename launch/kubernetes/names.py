@@ -8,6 +8,8 @@ import re
 GROUP = "diffussm.io"
 RUN_LABEL = f"{GROUP}/run"
 """Carries the run's whole name: a label takes what a run name may hold, an object's name does not."""
+INTERACTIVE_LABEL = f"{GROUP}/interactive"
+"""Marks a RayCluster that was made to work in; those that the operator makes for a RayJob do not have it."""
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "diffussm"
 LONGEST = 47

@@ -111,6 +111,7 @@ def _ray_container(
         "HOME": SCRATCH["home"],
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": f"{grace.drain_s}",
+        "RAY_JOB_STOP_WAIT_TIME_S": f"{grace.drain_s}",  # KubeRay stops the driver of a job that is deleted
         "TRITON_CACHE_DIR": f"{SCRATCH['tmp']}/triton",
         "TORCH_EXTENSIONS_DIR": f"{SCRATCH['tmp']}/extensions",
     }

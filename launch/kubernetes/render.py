@@ -15,7 +15,7 @@ from diffussm.errors import ConfigError
 from diffussm.naming import is_remote
 from launch.kubernetes import pods
 from launch.kubernetes.grace import Grace
-from launch.kubernetes.names import labels, object_name
+from launch.kubernetes.names import INTERACTIVE_LABEL, labels, object_name
 from launch.target import Submission
 
 RAY_API = "ray.io/v1"
@@ -69,13 +69,12 @@ class JobSpec:
     activeDeadlineSeconds: int | None = None
 
 
-def objects(submission: Submission, grace: Grace, *, interactive: bool = False) -> list[dict[str, Any]]:
-    """Everything to be created, in that order, as plain data.
+def objects(submission: Submission, grace: Grace) -> list[dict[str, Any]]:
+    """Everything to be created as plain data; the last one, the RayJob or the RayCluster to work in, owns the others.
 
     Args:
         submission: a checked config on its way.
         grace: how long pods may take to leave.
-        interactive: a RayCluster to work in, instead of the RayJob.
 
     Raises:
         ConfigError: the config cannot run in pods.
@@ -87,7 +86,7 @@ def objects(submission: Submission, grace: Grace, *, interactive: bool = False) 
     made: list[Any] = [_config_map(submission)]
     if not cfg.kubernetes.service_account:
         made.append(_service_account(cfg))
-    made.append(_ray("RayCluster", cfg, cluster_spec(cfg, grace)) if interactive else ray_job(cfg, grace))
+    made.append(ray_cluster(cfg, grace) if submission.interactive else ray_job(cfg, grace))
     return [_plain(each) for each in made]
 
 
@@ -129,6 +128,13 @@ def ray_job(cfg: Config, grace: Grace) -> dict[str, Any]:
         activeDeadlineSeconds=kube.deadline_s or None,
     )
     return _ray("RayJob", cfg, spec)
+
+
+def ray_cluster(cfg: Config, grace: Grace) -> dict[str, Any]:
+    """The same cluster without a job, to work in; it stays until it is deleted."""
+    made = _ray("RayCluster", cfg, cluster_spec(cfg, grace))
+    made["metadata"].labels[INTERACTIVE_LABEL] = "true"
+    return made
 
 
 def entrypoint() -> str:

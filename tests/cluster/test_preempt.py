@@ -19,8 +19,8 @@ def node(name: str, drain: float | None = None, alive: bool = True) -> Node:
     return Node(name, alive, f"10.0.0.{name}", {"CPU": 1.0}, drain)
 
 
-def drained(found: list[Node], used: set[str], least: int = 1) -> Wish:
-    return of_drained(found, used, lambda staying: len(staying) >= least, now=1000.0)
+def drained(found: list[Node], used: set[str], least: int = 1, home: str = "0") -> Wish:
+    return of_drained(found, used, home, lambda staying: len(staying) >= least, now=1000.0)
 
 
 def test_a_drained_node_without_ranks_matters_to_nobody() -> None:
@@ -38,6 +38,14 @@ def test_the_whole_job_leaves_when_nothing_that_stays_can_hold_it() -> None:
     for found, least in (([node("1", 1030), node("2", 1020)], 1), ([node("1"), node("2", 1020)], 2)):
         wish = drained(found, {"1", "2"}, least)
         assert (wish.level, wish.deadline_s) == (Level.LEAVE, 1020)
+        assert not wish.reason.startswith("node")
+
+
+def test_the_whole_job_leaves_with_the_drivers_node() -> None:
+    """Ray's head goes with it: what stays has nobody to tell it anything."""
+    for found in ([node("0", 1030), node("1"), node("2")], [node("0", 1040), node("1", 1030), node("2")]):
+        wish = drained(found, {"1", "2"})
+        assert (wish.level, wish.deadline_s) == (Level.LEAVE, 1030)
         assert not wish.reason.startswith("node")
 
 

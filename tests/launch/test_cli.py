@@ -245,3 +245,14 @@ def test_config_prints_the_config_or_all_keys(minimal: str) -> None:
 
 def test_version() -> None:
     assert main("--version").stdout.startswith("diffussm 0.")
+
+
+def test_a_cluster_to_work_in_is_rendered_whole_and_is_kubernetes_alone(minimal: str) -> None:
+    places = ["storage=s3://bucket/runs", "data.latents=s3://bucket/latents", "kubernetes.image=image:1"]
+    given = ["submit", minimal, *places, "--to", "kubernetes", "--interactive", "--dry-run"]
+    made = CliRunner().invoke(cli.app, given).output
+    assert "kind: RayCluster" in made
+    assert "diffussm.io/interactive: 'true'" in made
+    assert "RayJob" not in made
+    with pytest.raises(UsageError, match="--interactive: found with --to slurm"):
+        invoke("submit", minimal, "--interactive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,21 @@ def submission(**kubernetes: Any) -> Submission:
     return Submission(cfg, config="name: a-run\n")
 
 
-def definition(kind: str) -> dict[str, Any]:
-    """KubeRay's definition of `rayjobs` or `rayclusters`; skips the test where it is not at hand."""
-    path = Path(DEFINITIONS) / f"ray.io_{kind}.yaml"
-    if not DEFINITIONS or not path.is_file():
-        pytest.skip("KUBERAY_CRDS does not name a folder with KubeRay's definitions")
+@functools.cache
+def _read(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    return loaded
+
+
+def found(plural: str) -> dict[str, Any] | None:
+    """KubeRay's definition of `rayjobs` or `rayclusters`, if it is at hand."""
+    path = Path(DEFINITIONS) / f"ray.io_{plural}.yaml"
+    return _read(path) if DEFINITIONS and path.is_file() else None
+
+
+def definition(plural: str) -> dict[str, Any]:
+    """As `found`; skips the test where it is not at hand."""
+    loaded = found(plural)
+    if loaded is None:
+        pytest.skip("KUBERAY_CRDS does not name a folder with KubeRay's definitions")
     return loaded

@@ -1,8 +1,8 @@
 """A FAKE of the Kubernetes API, because no real API server can run here: strict about KubeRay's schema, else small.
 
 It speaks HTTP to the official client. It stores objects, refuses what the definition does not allow, two of one name,
-stale resource versions and callers without rights, lists by label, patches, deletes and streams watch events. It runs
-no pods and no operator: tests write a job's status as the operator would.
+stale resource versions and preconditions and callers without rights, lists by label, patches, deletes and streams watch
+events. It runs no pods and no operator: tests write a job's status as the operator would.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ import yaml
 
 from launch.kubernetes import schema
 
-KINDS = {"rayjobs": "RayJob", "configmaps": "ConfigMap", "serviceaccounts": "ServiceAccount", "pods": "Pod"}
+KINDS = {
+    "rayjobs": "RayJob",
+    "rayclusters": "RayCluster",
+    "configmaps": "ConfigMap",
+    "serviceaccounts": "ServiceAccount",
+    "pods": "Pod",
+}
 
 
 class FakeApi:
     """State and rules; `serve` puts it on a port."""
 
-    def __init__(self, definition: dict[str, Any] | None, forbidden: frozenset[str] = frozenset()) -> None:
-        self.definition, self.forbidden = definition, forbidden
+    def __init__(self, definitions: dict[str, dict[str, Any]], forbidden: frozenset[str] = frozenset()) -> None:
+        self.definitions, self.forbidden = definitions, forbidden
+        self.collects_late = False
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.logs: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
@@ -51,14 +58,19 @@ class FakeApi:
                 return refused(403, "Forbidden", f"cannot create {plural}")
             if (plural, namespace, name) in self.objects:
                 return refused(409, "AlreadyExists", f'{plural} "{name}" already exists')
-            if plural == "rayjobs" and self.definition is not None:
-                wrong = schema.errors(self.definition, made)
+            if plural in self.definitions:
+                wrong = schema.errors(self.definitions[plural], made)
                 if wrong:
                     return refused(422, "Invalid", "; ".join(wrong))
             made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": "2026-01-01T00:00:00Z"}
             self.objects[plural, namespace, name] = made
             self._changed(plural, "ADDED", made)
             return 201, made
+
+    def get(self, plural: str, namespace: str, name: str) -> tuple[int, dict[str, Any]]:
+        with self._lock:
+            made = self.objects.get((plural, namespace, name))
+            return (200, made) if made is not None else refused(404, "NotFound", name)
 
     def patch(self, plural: str, namespace: str, name: str, change: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         with self._lock:
@@ -72,20 +84,39 @@ class FakeApi:
             self._changed(plural, "MODIFIED", made)
             return 200, made
 
-    def delete(self, plural: str, namespace: str, name: str) -> tuple[int, dict[str, Any]]:
+    def delete(
+        self, plural: str, namespace: str, name: str, options: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         with self._lock:
-            made = self.objects.pop((plural, namespace, name), None)
+            if f"delete {plural}" in self.forbidden:
+                return refused(403, "Forbidden", f"cannot delete {plural}")
+            made = self.objects.get((plural, namespace, name))
             if made is None:
                 return refused(404, "NotFound", name)
-            uid = made["metadata"]["uid"]
-            owned = [
-                key for key, each in self.objects.items()
-                if any(owner["uid"] == uid for owner in each["metadata"].get("ownerReferences", []))
-            ]  # fmt: skip
-            for key in owned:  # the garbage collector's part
-                del self.objects[key]
+            asked = (options or {}).get("preconditions") or {}
+            if any(value not in (None, made["metadata"].get(key)) for key, value in asked.items()):
+                return refused(409, "Conflict", "the object has been modified")
+            del self.objects[plural, namespace, name]
             self._changed(plural, "DELETED", made)
+            if not self.collects_late:
+                self.collect()
             return 200, {"kind": "Status", "status": "Success"}
+
+    def collect(self) -> None:
+        """The garbage collector's part: what belongs to nobody any more is deleted."""
+        with self._lock:
+            alive = {each["metadata"].get("uid") for each in self.objects.values()}
+            for key, each in list(self.objects.items()):
+                owners = each["metadata"].get("ownerReferences", [])
+                if owners and not any(owner["uid"] in alive for owner in owners):
+                    del self.objects[key]
+
+    def delete_collection(self, plural: str, namespace: str, query: dict[str, list[str]]) -> tuple[int, dict[str, Any]]:
+        if f"deletecollection {plural}" in self.forbidden:
+            return refused(403, "Forbidden", f"cannot deletecollection {plural}")
+        for each in self.listed(plural, namespace, query):
+            self.delete(plural, namespace, each["metadata"]["name"])
+        return 200, {"kind": "Status", "status": "Success"}
 
     def listed(self, plural: str, namespace: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         labels = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
@@ -157,10 +188,10 @@ def serve(api: FakeApi, folder: Path) -> Iterator[Path]:
             if "customresourcedefinitions" in parts:
                 if "read definitions" in api.forbidden:
                     self._answer(*refused(403, "Forbidden", "cannot get customresourcedefinitions"))
-                elif api.definition is None:
-                    self._answer(*refused(404, "NotFound", parts[-1]))
+                elif (plural := parts[-1].partition(".")[0]) in api.definitions:
+                    self._answer(200, api.definitions[plural])
                 else:
-                    self._answer(200, api.definition)
+                    self._answer(*refused(404, "NotFound", parts[-1]))
                 return
             at = parts.index("namespaces")
             namespace, plural, rest = parts[at + 1], parts[at + 2], parts[at + 3 :]
@@ -168,10 +199,14 @@ def serve(api: FakeApi, folder: Path) -> Iterator[Path]:
                 self._answer(*api.create(plural, namespace, body))
             elif self.command == "PATCH":
                 self._answer(*api.patch(plural, namespace, rest[0], body))
+            elif self.command == "DELETE" and not rest:
+                self._answer(*api.delete_collection(plural, namespace, query))
             elif self.command == "DELETE":
-                self._answer(*api.delete(plural, namespace, rest[0]))
+                self._answer(*api.delete(plural, namespace, rest[0], body))
             elif rest[1:] == ["log"]:
                 self._answer(200, api.logs[rest[0]].encode())
+            elif rest:
+                self._answer(*api.get(plural, namespace, rest[0]))
             elif query.get("watch") == ["True"] or query.get("watch") == ["true"]:
                 self._watch(plural, namespace, query)
             else:

@@ -65,7 +65,7 @@ def test_the_example_in_the_docs_is_what_submit_renders(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("interactive", [False, True], ids=["job", "cluster"])
 def test_kuberay_takes_it(changes: dict[str, Any], interactive: bool) -> None:
-    made = objects(submission(**changes), GRACE, interactive=interactive)[-1]
+    made = objects(replace(submission(**changes), interactive=interactive), GRACE)[-1]
     kind = "rayclusters" if interactive else "rayjobs"
     assert schema.errors(definition(kind), made) == []
 

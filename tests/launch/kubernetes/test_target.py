@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from diffussm.errors import ConfigError, MissingError, UsageError
-from launch.kubernetes.names import RUN_LABEL
+from launch.kubernetes.names import MANAGED_LABEL, RUN_LABEL
 from launch.kubernetes.target import Kubernetes
-from tests.launch.kubernetes import cases, fake
+from tests.launch.kubernetes import fake
 from tests.launch.kubernetes.cases import submission
-
-
-@pytest.fixture
-def api() -> fake.FakeApi:
-    path = Path(cases.DEFINITIONS) / "ray.io_rayjobs.yaml"
-    strict = yaml.load(path.read_text(), yaml.CSafeLoader) if cases.DEFINITIONS and path.is_file() else None
-    return fake.FakeApi(strict or {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": ANY}}]}})
-
-
-ANY: dict[str, Any] = {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}
-
-
-@pytest.fixture
-def cluster(api: fake.FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
-    with fake.serve(api, tmp_path) as kubeconfig:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        yield Kubernetes("default")
 
 
 def test_submit_creates_everything_and_the_job_owns_it(cluster: Kubernetes, api: fake.FakeApi) -> None:
@@ -90,32 +70,85 @@ def test_stop_suspends_and_now_deletes_with_all_that_it_owns(cluster: Kubernetes
     cluster.submit(submission())
     (job,) = cluster.jobs("a-run")
     assert "save and leave" in cluster.stop(job, now=False)
-    assert cluster.jobs("a-run")[0].state == "Suspended"
+    (stopped,) = cluster.jobs("a-run")
+    assert (stopped.state, stopped.alive) == ("Suspended", False)
+    for pod, run in (("p1", "a-run"), ("p2", "another")):
+        api.create("pods", "default", {"metadata": {"name": pod, "labels": {RUN_LABEL: run}}})
     cluster.stop(job, now=True)
+    assert list(api.objects) == [("pods", "default", "p2")]
+    api.objects.clear()
     assert api.objects == {}
     with pytest.raises(MissingError, match="is not there"):
         cluster.stop(job, now=True)
 
 
-def test_who_has_no_right_is_told_which_and_nothing_remains(cluster: Kubernetes, api: fake.FakeApi) -> None:
-    api.forbidden = frozenset({"create configmaps"})
-    with pytest.raises(MissingError, match="no right to do this"):
+def test_a_job_that_was_stopped_or_has_ended_is_replaced(cluster: Kubernetes, api: fake.FakeApi) -> None:
+    name = cluster.submit(submission())
+    cluster.stop(cluster.jobs("a-run")[0], now=False)
+    api.put_status(name, {"jobDeploymentStatus": "Running"})  # its pods are still saving
+    with pytest.raises(UsageError, match="suspending: is there already"):
         cluster.submit(submission())
+    for state in ("Suspended", "Complete", "Failed", "ValidationFailed"):
+        before = api.objects["rayjobs", "default", name]["metadata"]["uid"]
+        api.put_status(name, {"jobDeploymentStatus": state})
+        assert cluster.submit(submission()) == name
+        made = api.objects["rayjobs", "default", name]
+        assert made["metadata"]["uid"] != before
+        assert made["spec"]["suspend"] is False
+        for kind in ("configmaps", "serviceaccounts"):
+            assert (
+                api.objects[kind, "default", name]["metadata"]["ownerReferences"][0]["uid"] == made["metadata"]["uid"]
+            )
+
+
+def test_an_object_of_somebody_else_is_never_replaced(cluster: Kubernetes, api: fake.FakeApi) -> None:
+    strange = {"metadata": {"name": "a-run", "labels": {}}, "status": {"jobDeploymentStatus": "Complete"}}
+    api.objects["rayjobs", "default", "a-run"] = strange | {"spec": {}}
+    before = json.dumps(api.objects["rayjobs", "default", "a-run"])
+    with pytest.raises(UsageError, match="is not this run's"):
+        cluster.submit(submission())
+    assert json.dumps(api.objects["rayjobs", "default", "a-run"]) == before
+    del api.objects["rayjobs", "default", "a-run"]
+    api.create("configmaps", "default", {"metadata": {"name": "a-run"}, "data": {}})
+    with pytest.raises(UsageError, match="ConfigMap a-run is there already"):
+        cluster.submit(submission())
+    assert list(api.objects) == [("configmaps", "default", "a-run")]
+
+
+def test_a_job_that_waits_in_its_queue_is_alive_and_stopping_it_deletes_it(
+    cluster: Kubernetes, api: fake.FakeApi
+) -> None:
+    """Kueue starts a suspended job as soon as it has room: only a deleted one stays away."""
+    cluster.submit(submission(queue="team"))
+    (job,) = cluster.jobs("a-run")
+    assert (job.state, job.alive) == ("Waiting in its queue", True)
+    with pytest.raises(UsageError, match="is there already"):
+        cluster.submit(submission(queue="team"))
+    assert "deleted; its pods save and leave" in cluster.stop(job, now=False)
     assert api.objects == {}
 
 
-def test_who_may_not_read_definitions_leaves_the_check_to_the_server(cluster: Kubernetes, api: fake.FakeApi) -> None:
-    api.forbidden = frozenset({"read definitions"})
-    cluster.submit(submission())
-    assert ("rayjobs", "default", "a-run") in api.objects
+def test_a_cluster_to_work_in_is_seen_and_stopped_by_the_same_verbs(cluster: Kubernetes, api: fake.FakeApi) -> None:
+    said = cluster.submit(replace(submission(), interactive=True))
+    assert "kubectl exec --namespace default --stdin --tty service/a-run-head-svc -- bash" in said
+    assert {kind for kind, _, _ in api.objects} == {"rayclusters", "configmaps", "serviceaccounts"}
+    made = {"kind": "RayCluster", "metadata": {"name": "x", "labels": {RUN_LABEL: "a-run", MANAGED_LABEL: "diffussm"}}}
+    api.objects["rayclusters", "default", "x"] = made  # an operator's own, of a RayJob
+    (job,) = cluster.jobs("a-run")
+    assert (job.id, job.state, job.alive) == ("raycluster/a-run", "interactive: created", True)
+    with pytest.raises(UsageError, match="is there already"):
+        cluster.submit(submission())  # not beside it: both would write one run
+    cluster.stop(job, now=False)
+    assert list(api.objects) == [("rayclusters", "default", "x")]
 
 
-def test_an_operator_that_is_too_old_is_told_before_anything_is_created(cluster: Kubernetes, api: fake.FakeApi) -> None:
-    spec = {"type": "object", "properties": {"entrypoint": {"type": "string"}}}
-    old = {"type": "object", "properties": {"spec": spec, "apiVersion": {"type": "string"}, "kind": {"type": "string"}}}
-    api.definition = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": old}}]}}
-    with pytest.raises(ConfigError, match="the cluster's KubeRay refuses the job"):
-        cluster.submit(submission())
+@pytest.mark.parametrize("run", ["A.b_c", "9" * 63, "a" * 63, "x-", "-".join("ab" * 15)])
+def test_any_name_of_a_run_is_found_again_by_it(cluster: Kubernetes, api: fake.FakeApi, run: str) -> None:
+    made = submission()
+    made.cfg.name = run
+    name = cluster.submit(made)
+    assert [(job.id, job.run) for job in cluster.jobs(run)] == [(name, run)]
+    cluster.stop(cluster.jobs(run)[0], now=True)
     assert api.objects == {}
 
 
@@ -127,9 +160,3 @@ def test_logs_are_those_of_the_newest_submitter(cluster: Kubernetes, api: fake.F
         api.logs[pod] = f"lines of {pod}"
     (job,) = cluster.jobs("a-run")
     assert list(cluster.logs(job, 10)) == ["lines of p2"]
-
-
-def test_no_cluster_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(MissingError, match="no cluster is configured"):
-        Kubernetes("default").jobs()
