@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def run_on_ranks(path: Path, function: str, arguments: dict[str, Any], size: int
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """The test's own process is the only rank of a gloo group, for a test that holds other things in its hands."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _rank(

@@ -15,7 +15,7 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,22 @@ def context() -> Any:
     return found
 
 
-def start(cfg: Config, folder: Path, size: int, kill: Kill | None = None, patch: str = "") -> list[Any]:
-    """Start one attempt on `size` ranks; `patch` names a function of this module that is called in each process."""
+def start(
+    cfg: Config,
+    folder: Path,
+    size: int,
+    kill: Kill | None = None,
+    patch: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Start one attempt on `size` ranks.
+
+    `patch` names a function of this module that is called in each process. The processes have the environment of the
+    first start of all, with `environment` over it.
+    """
     port, made = free_port(), context()
-    ranks = [made.Process(target=_rank, args=(cfg, folder, r, size, port, kill, patch)) for r in range(size)]
+    over = dict(environment or {})
+    ranks = [made.Process(target=_rank, args=(cfg, folder, r, size, port, kill, patch, over)) for r in range(size)]
     for name in ("died", *(f"{word}-{r}" for word in ("error", "ticks") for r in range(size))):
         (folder / name).unlink(missing_ok=True)
     for process in ranks:
@@ -90,9 +102,16 @@ def finish(ranks: list[Any], folder: Path) -> Outcome:
     return Outcome(died.read_text() if died.exists() else "", errors, ticks)
 
 
-def attempt(cfg: Config, folder: Path, size: int, kill: Kill | None = None, patch: str = "") -> Outcome:
+def attempt(
+    cfg: Config,
+    folder: Path,
+    size: int,
+    kill: Kill | None = None,
+    patch: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
     """One attempt from start to end."""
-    return finish(start(cfg, folder, size, kill, patch), folder)
+    return finish(start(cfg, folder, size, kill, patch, environment), folder)
 
 
 def steps(folder: Path, name: str) -> dict[int, dict[str, Any]]:
@@ -128,8 +147,18 @@ class Ticks:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _rank(cfg: Config, folder: Path, rank: int, size: int, port: int, kill: Kill | None, patch: str) -> None:
+def _rank(
+    cfg: Config,
+    folder: Path,
+    rank: int,
+    size: int,
+    port: int,
+    kill: Kill | None,
+    patch: str,
+    environment: dict[str, str],
+) -> None:
     try:
+        os.environ.update(environment)
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",

@@ -1,19 +1,19 @@
 """A real S3 server for tests: SeaweedFS from PyPI, one for the whole session.
 
 The fixture `s3_server` gives an `S3Server`; its environment variables are set for as long as the fixture lives, and
-`url(name)` is a place of its own for each test.
+`url(name)` is a place of its own for each test. `mortal_s3` is one of its own for a test that kills it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,27 @@ class S3Server:
 
     endpoint: str
     process: subprocess.Popen[bytes]
+    folder: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment in which a client finds it."""
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "S3_ENDPOINT_URL": self.endpoint,
+        }
+
+    def kill(self) -> None:
+        """End it by SIGKILL; what was stored stays."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def revive(self) -> None:
+        """Start it again on the same data and ports; returns once it is ready."""
+        self.process = _start(list(map(str, self.process.args)), self.folder)  # type: ignore[arg-type]
+        _wait_until_ready(self, self.folder / "log")
 
     def url(self, name: str) -> str:
         """URL of a prefix in the bucket."""
@@ -91,10 +112,14 @@ def _wait_until_ready(server: S3Server, log: Path) -> None:
             time.sleep(0.1)
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server with an empty bucket; AWS and S3 variables point to it."""
-    folder = tmp_path_factory.mktemp("s3")
+def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("ab") as output:
+        return subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[S3Server]:
+    """A server with an empty bucket, its data in an empty folder; AWS and S3 variables point to it."""
     identity = {
         "name": "test",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
@@ -119,26 +144,26 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         f"-s3.config={folder / 's3.json'}",
         f"-bucket={BUCKET}",
     ]
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
-    server = S3Server(f"http://127.0.0.1:{ports['s3']}", process)
-    variables = {
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "S3_ENDPOINT_URL": server.endpoint,
-    }
-    saved = {name: os.environ.get(name) for name in variables}
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", _start(command, folder), folder)
     try:
-        _wait_until_ready(server, log)
-        os.environ.update(variables)
-        yield server
+        _wait_until_ready(server, folder / "log")
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in server.variables.items():
+                environment.setenv(name, value)
+            yield server
     finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        process.send_signal(signal.SIGKILL)  # Its data are thrown away; a clean end takes seconds.
-        process.wait()
+        server.kill()  # Its data are thrown away; a clean end takes seconds.
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The server of the session; AWS and S3 variables point to it."""
+    with serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server of this test alone, which may kill it; AWS and S3 variables point to it meanwhile."""
+    with serve(tmp_path_factory.mktemp("mortal-s3")) as server:
+        yield server

@@ -59,7 +59,6 @@ TESTED_ELSEWHERE = {
     "diffussm/ops/parity.py": "tests/diffussm/ops/test_registry.py gives its check right and wrong backends",
     "diffussm/ops/textbook.py": "tests/diffussm/bench/test_op.py holds it against the reference",
     "diffussm/train/logger.py": "tests/diffussm/train/test_loop.py reads what it writes",
-    "diffussm/checkpoint/inflight.py": "tests/diffussm/train/test_loop.py saves through it",
     "diffussm/checkpoint/wants.py": "tests/diffussm/checkpoint/test_restore.py reads through it",
     "diffussm/train/saver.py": "tests/diffussm/train/test_loop.py saves and resumes through it",
     "launch/options.py": "data without behaviour: tests/launch/test_cli.py uses every option",

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from urllib.parse import urlparse
 
 
@@ -14,16 +15,19 @@ class Wire:
 
     Attributes:
         cut_after: bytes towards the server after which all connections break; None for never.
+        on_cut, on_refusal: called when that happens, and after each refused connection.
         refusals: so many connections after the cut are closed at once, then the server has returned.
         bytes_per_s: of all connections towards the server together; None for as fast as it goes.
         cuts: how often the wire was cut.
-        refused: connections that were closed at once.
+        refused: connections that were closed at once, because of `refusals` or because there is no server.
     """
 
     def __init__(self, endpoint: str) -> None:
         parsed = urlparse(endpoint)
         self._target = (parsed.hostname, parsed.port)
         self.cut_after: int | None = None
+        self.on_cut: Callable[[], object] = lambda: None
+        self.on_refusal: Callable[[], object] = lambda: None
         self.bytes_per_s: float | None = None
         self.refusals = self.cuts = self.refused = self._sent = 0
         self._lock, self._open = threading.Lock(), set[socket.socket]()
@@ -42,20 +46,30 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            if self.cuts and self.refused < self.refusals:
+            server = self._reach()
+            if server is None:
                 self.refused += 1
                 client.close()
+                self.on_refusal()
                 continue
-            server = socket.create_connection(self._target)
             with self._lock:
                 self._open |= {client, server}
             for source, sink, upwards in ((client, server, True), (server, client, False)):
                 threading.Thread(target=self._pump, args=(source, sink, upwards), daemon=True).start()
 
+    def _reach(self) -> socket.socket | None:
+        """A connection to the server, if it is to be had."""
+        if self.cuts and self.refused < self.refusals:
+            return None
+        with contextlib.suppress(ConnectionError):
+            return socket.create_connection(self._target)
+        return None
+
     def _pump(self, source: socket.socket, sink: socket.socket, upwards: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 if upwards and self._is_cut(len(data)):
+                    self.on_cut()
                     self._break()
                     return
                 if upwards and self.bytes_per_s:

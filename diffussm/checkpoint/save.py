@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+import diffussm
 from diffussm.checkpoint import digest
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import MANIFEST, Counters, File, Manifest
@@ -27,7 +28,7 @@ T = TypeVar("T")
 Confirmed = tuple[File, dict[str, int], dict[str, str]]
 """What a rank tells of its file: how to find and verify it, its slices' digests, and their dtypes."""
 VERSIONED = ("torch", "deepspeed", "ray", "mosaicml-streaming", "safetensors")
-"""Packages whose versions go into each manifest."""
+"""Packages whose versions go into each manifest, beside our own."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def save(
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in VERSIONED}
+    return {"diffussm": diffussm.__version__} | {package: version(package) for package in VERSIONED}
 
 
 def _put_manifest(order: Order, confirmed: Sequence[Confirmed]) -> Manifest:
@@ -203,7 +204,8 @@ def _everyone(order: Order, work: Any, what: str) -> list[Any]:
     first = next((error for error in failed.values() if isinstance(error, Superseded)), next(iter(failed.values())))
     if not isinstance(first, StorageError | OSError):
         raise first
-    listed = "; ".join(f"rank {rank}: {error}" for rank, error in failed.items())
+    said = {rank: error.message if isinstance(error, StorageError) else str(error) for rank, error in failed.items()}
+    listed = "; ".join(f"rank {rank}: {text}" for rank, text in said.items())
     raise StorageError(
         f"{order.folder}: the checkpoint could not be {what} by {len(failed)} of {len(outcomes)} ranks ({listed})",
         getattr(first, "remedy", "") or "check the store",

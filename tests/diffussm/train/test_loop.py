@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from diffussm.checkpoint import restore
+from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.store import open_store
-from diffussm.config.schema import Config
+from diffussm.config.schema import CheckpointConfig, Config
 from diffussm.errors import DivergedError
 from diffussm.train import loop
 from diffussm.train.world import current
@@ -83,6 +84,27 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(cfg: Config, tmp_pat
     }
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
+
+
+@pytest.mark.world_size(1)
+def test_a_newer_checkpoint_of_the_node_is_resumed_from(cfg: Config, tmp_path: Path) -> None:
+    """Storage gets every fourth step and the milestones, the node's folder all the others."""
+    local = CheckpointConfig(
+        every_images=4 * BATCH, milestone_images=8 * BATCH, local=str(tmp_path / "node"), local_every_images=BATCH
+    )
+    whole, cut = named(cfg, "whole"), replace(named(cfg, "cut"), checkpoint=local)
+    run(whole, tmp_path)
+    run(cut, tmp_path, stop_after=8)
+    node = open_store(str(tmp_path / "node" / "cut"))
+    newest = max(m.counters.images for _, m in restore.manifests(node) if isinstance(m, Manifest))
+    started = next(r for r in run(cut, tmp_path) if r.get("event") == "resumed")
+    assert 4 * BATCH < started["images"] == newest
+    assert final_losses(cut) == final_losses(whole)
+    expected, found = state(whole), state(cut)
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+    stored = restore.manifests(open_store(f"{cut.storage}/cut"))
+    assert 8 * BATCH in [m.counters.images for _, m in stored if isinstance(m, Manifest) and m.permanent]
 
 
 @pytest.mark.world_size(2)

@@ -1,0 +1,93 @@
+"""What follows a save on its thread: deletion only after the new one was read back, and tried again when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffussm.checkpoint import restore
+from diffussm.checkpoint.fence import Fence
+from diffussm.checkpoint.inflight import InFlight
+from diffussm.checkpoint.manifest import Counters
+from diffussm.checkpoint.save import Order, draft
+from diffussm.checkpoint.snapshot import Part, Snapshot
+from diffussm.checkpoint.source import Source
+from diffussm.checkpoint.store import LocalStore
+from diffussm.checkpoint.tier import Tier
+from diffussm.errors import DataError, StorageError
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+class Fragile(LocalStore):
+    """A folder that refuses deletions, or loses the last byte of what is put, while it is told to."""
+
+    refuses_deletion = loses_bytes = False
+
+    def delete(self, key: str) -> None:
+        if self.refuses_deletion:
+            raise StorageError(f"{key}: permission denied")
+        super().delete(key)
+
+    def put(self, source: Source, key: str) -> None:
+        super().put(source, key)
+        if self.loses_bytes:
+            path = self.root / key
+            path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+
+
+def save(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
+    snapshot, at = Snapshot(), Counters(step, step, 0, step, step, 0)
+    snapshot.take([Part("w", (5,), 0, {"master": torch.full((5,), float(step))})])
+    plan = draft(at, {"w": (5,)}, ["master"], attempt=1, zero_stage=1, config_digest="d", permanent=permanent)
+    folder, tier = f"checkpoints/{step:012d}", Tier("storage", store, 1, 0, keep=1)
+    order = Order(store, folder, plan, snapshot.source(), 60.0, Fence(store, 1))
+    flight = InFlight(order, snapshot, tier, 0.0, lambda what, **details: said.append((what, details)))
+    flight.wait(60)
+    assert flight.done
+    return flight
+
+
+def there(store: LocalStore) -> list[int]:
+    return [int(folder.rpartition("/")[2]) for folder, _ in restore.manifests(store)]
+
+
+def test_a_deletion_that_fails_is_told_and_tried_again_after_the_next_save(tmp_path: Path) -> None:
+    store, said = Fragile(str(tmp_path)), list[tuple[str, dict[str, Any]]]()
+    save(store, 1, said)
+    store.refuses_deletion = True
+    assert save(store, 2, said).error is None
+    assert said[-1] == (
+        "delete failed",
+        {"checkpoint": f"checkpoints/{2:012d}", "reason": f"checkpoints/{1:012d}/manifest.json: permission denied"},
+    )
+    assert there(store) == [2, 1]
+    store.refuses_deletion = False
+    save(store, 3, said)
+    assert there(store) == [3]
+    assert len(list(store.keys())) == 2, "nothing of the older ones is left"
+    assert [what for what, _ in said] == ["saved", "saved", "delete failed", "saved"]
+
+
+def test_nothing_is_deleted_before_the_new_one_was_read_back(tmp_path: Path) -> None:
+    store, said = Fragile(str(tmp_path)), list[tuple[str, dict[str, Any]]]()
+    save(store, 1, said)
+    store.loses_bytes = True
+    assert isinstance(save(store, 2, said).error, DataError)
+    what, details = said[-1]
+    assert what == "save failed"
+    assert "reads back differently" in details["reason"]
+    assert there(store) == [1]
+    target = Part("w", (5,), 0, {"master": torch.zeros(5)})
+    assert restore.restore_newest([store], [target], pytest.fail, attempt=2) is not None
+    assert target.tensors["master"].tolist() == [1.0] * 5
+
+
+def test_milestones_outlive_the_rest(tmp_path: Path) -> None:
+    store, said = Fragile(str(tmp_path)), list[tuple[str, dict[str, Any]]]()
+    for step in (1, 2, 3, 4):
+        save(store, step, said, permanent=step == 2)
+    assert there(store) == [4, 2]
