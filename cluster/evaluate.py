@@ -84,6 +84,7 @@ class Job:
         found = None if self.npz else scoring.stored_result(self.store, key, plan)
         if found is not None:
             self.say(f"evaluated already: {self.store.url}/{key}")
+            record(self.cfg, self.store, found, key)  # a kill may have come between the result and this
             blocks.delete(self.store, plan)
         return found
 
@@ -257,16 +258,19 @@ class Pool:
 
 
 def record(cfg: Config, store: Store, result: Result, key: str) -> None:
-    """Journal, curve and W&B: all hold every evaluation of the run. In W&B as a run of its own, `<name>-scores`.
+    """W&B, journal and curve: all hold every evaluation of the run once. In W&B as a run of its own, `<name>-scores`.
 
-    W&B's run of the training belongs to rank 0, and two writers of one run lose each other's records.
+    W&B's run of the training belongs to rank 0, and two writers of one run lose each other's records. What the
+    journal holds already is not recorded again.
     """
-    journal = Journal(store, JOURNAL)
-    journal.write({"event": "evaluated", "key": key} | result.record())
-    journal.close()
+    said = {"event": "evaluated", "key": key} | result.record()
+    if not any(said.items() <= line.items() for line in read_journal(store, JOURNAL)):
+        folder = Path(store.root) if isinstance(store, LocalStore) else Path.cwd()
+        name = f"{cfg.name}-scores"
+        sink = WandbSink(name, cfg.observe.project, wandb_mode(cfg.observe.wandb), dict(result.settings), folder)
+        sink.write(result.record())
+        sink.close()
+        journal = Journal(store, JOURNAL)
+        journal.write(said)
+        journal.close()
     store.write(CURVE, curve(read_journal(store, JOURNAL)))
-    folder = Path(store.root) if isinstance(store, LocalStore) else Path.cwd()
-    name = f"{cfg.name}-scores"
-    sink = WandbSink(name, cfg.observe.project, wandb_mode(cfg.observe.wandb), dict(result.settings), folder)
-    sink.write(result.record())
-    sink.close()

@@ -158,8 +158,8 @@ def preview(store: Store, plan: Plan, classes: Sequence[str], per_class: int, cr
 
 
 def delete(store: Store, plan: Plan) -> None:
-    """Remove all blocks, when the result is stored."""
-    for key in list(store.keys(f"{plan.folder}/")):
+    """Remove all blocks, when the result is stored, and what killed writes left beside them."""
+    for key in [*store.keys(f"{plan.folder}/"), *store.unfinished(f"{plan.folder}/")]:
         store.delete(key)
 
 
