@@ -68,6 +68,9 @@ class Estimate:
     save_s: float
     train_s: float | None
     evaluate_gpu_s: float | None
+    """GPU seconds of drawing for all scores of the run."""
+    score_s: float | None
+    """Wall-clock seconds of drawing for one score, on the workers that share it."""
     gpu_hours: float | None
     price: float | None
 
@@ -139,7 +142,7 @@ class Estimator:
         steps = -(-train.images // train.global_batch)
         sent = network_bytes(counts.parameters, workers, layout.stage, passes)
         save_s = self.checkpoint_bytes / (layout.nodes * cfg.plan.store_bytes_per_s)
-        step_s = train_s = evaluate_s = hours = price = fits = None
+        step_s = train_s = evaluate_s = score_s = hours = price = fits = None
         if card is not None:
             rate = card.flops(self._bf16) * card.efficiency
             # Backward costs twice the forward pass; recomputation is one more forward pass.
@@ -147,7 +150,9 @@ class Estimator:
             line = card.link_bytes_per_s if layout.nodes == 1 else card.network_bytes_per_s
             step_s = passes * flops / rate + sent / line
             train_s = steps * step_s  # saves run beside the steps
-            evaluate_s = self._evaluate_flops(counts) / rate if cfg.evaluate.enabled else 0.0
+            picture_s = self._picture_flops(counts) / rate
+            evaluate_s = self.scores * cfg.evaluate.images * picture_s
+            score_s = self._longest_share(workers) * picture_s
             hours = (workers * train_s + evaluate_s) / 3600
             price = hours * card.gpu_hour_price
             fits = memory.peak <= USABLE * card.memory_bytes
@@ -163,15 +168,35 @@ class Estimator:
             save_s,
             train_s,
             evaluate_s,
+            score_s,
             hours,
             price,
         )
 
-    def _evaluate_flops(self, counts: Counts) -> float:
-        """Operations of drawing the pictures of one score; decoding them and their features come on top."""
+    @property
+    def scores(self) -> int:
+        """Evaluations of the run: one at the end, and those while it trains."""
+        every, total = self.cfg.evaluate.every_images, self.cfg.train.images
+        return int(self.cfg.evaluate.enabled) + (-(-total // every) - 1 if every else 0)
+
+    def score_workers(self, workers: int) -> int:
+        """How many workers share an evaluation, of a run that trains on so many."""
+        return self.cfg.evaluate.workers or workers
+
+    def _longest_share(self, workers: int) -> int:
+        """Pictures of the worker that has most of them; whole blocks are handed out."""
+        images, block = self.cfg.evaluate.images, self.cfg.evaluate.block_images
+        blocks = math.ceil(images / block)
+        return min(images, math.ceil(blocks / self.score_workers(workers)) * block)
+
+    def _picture_flops(self, counts: Counts) -> float:
+        """Operations of drawing one picture; decoding it and its features come on top.
+
+        Kernels are made once for all pictures, guidance takes both halves.
+        """
         sample = self.cfg.sample
         guided = 1 if sample.guidance == 1 else 2
-        return 2.0 * self.cfg.evaluate.images * sample.steps * guided * counts.macs
+        return 2.0 * sample.steps * guided * counts.macs
 
     def candidates(self, workers: int) -> Iterator[Layout]:
         """Every stage, micro batch and recomputation for a legal number of workers; none if it is not legal."""

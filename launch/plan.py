@@ -138,6 +138,7 @@ def table(found: Sequence[tuple[int, Estimate | None]], card: str) -> list[str]:
         "days",
         "GPU h",
         "USD",
+        "score h",
     ]
     rows = [f"| {card} {' | '.join(head)} |", "|" + "---|" * len(head)]
     for size, best in found:
@@ -158,6 +159,7 @@ def table(found: Sequence[tuple[int, Estimate | None]], card: str) -> list[str]:
                 f"{(best.train_s or 0) / 86400:.1f}",
                 f"{best.gpu_hours or 0:,.0f}",
                 f"{best.price or 0:,.0f}",
+                f"{(best.score_s or 0) / 3600:,.1f}",
             ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -183,9 +185,19 @@ def _costs(planned: Estimator, asked: Estimate) -> list[tuple[str, str]]:
         ("fits", f"{'yes' if asked.fits else 'NO'}: {_gib(asked.memory.peak)} of {_gib(card.memory_bytes)}"),
         ("step", f"{asked.step_s:.3f} s on {card.name} at {card.efficiency:.0%} of its peak"),
         ("time", f"{asked.train_s / 86400:.1f} days"),
-        ("score", f"{(asked.evaluate_gpu_s or 0) / 3600:,.1f} GPU hours of drawing"),
+        ("score", _score(planned, asked)),
         ("cost", f"{asked.gpu_hours:,.0f} GPU hours, {asked.price:,.0f} USD at {card.gpu_hour_price:.2f}"),
     ]
+
+
+def _score(planned: Estimator, asked: Estimate) -> str:
+    """What one evaluation takes, and all of the run; decoding and features are not in it."""
+    cfg, count = planned.cfg, planned.scores
+    each = planned.score_workers(asked.layout.workers)
+    drawn = f"{cfg.evaluate.images:,} pictures of {cfg.sample.steps} steps"
+    guided = "" if cfg.sample.guidance == 1 else ", guided"
+    wall = f"{(asked.score_s or 0) / 3600:,.1f} h on {each} GPUs for one"
+    return f"{(asked.evaluate_gpu_s or 0) / 3600:,.1f} GPU hours for {count} of {drawn}{guided}; {wall}"
 
 
 def _known(cfg: Config) -> Latent:

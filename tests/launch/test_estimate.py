@@ -53,6 +53,28 @@ def test_guidance_doubles_the_drawing() -> None:
     assert two == pytest.approx(2 * one)  # type: ignore[operator]
 
 
+def test_a_score_is_drawn_in_whole_blocks_by_all_workers() -> None:
+    """By hand: 50,000 pictures are 196 blocks of 256, so the busiest of 64 workers draws 4 of them."""
+    plan = planned("plan.efficiency=0.5", "sample.guidance=1.5", "sample.steps=10")
+    picture_s = 2 * 10 * 2 * plan.counts().macs / (0.5 * 989e12)
+    for workers, share in ((1, 50_000), (8, 25 * 256), (64, 4 * 256), (256, 256)):
+        found = plan.estimate(Layout(workers, 1, 1, 1, False))
+        assert found.score_s == pytest.approx(share * picture_s), workers
+        assert found.evaluate_gpu_s == pytest.approx(50_000 * picture_s)
+    own = planned("plan.efficiency=0.5", "sample.guidance=1.5", "sample.steps=10", "evaluate.workers=8")
+    assert own.estimate(Layout(64, 1, 1, 1, False)).score_s == pytest.approx(25 * 256 * picture_s)
+
+
+def test_scores_while_the_training_goes_on_are_paid_too() -> None:
+    one = planned("train.images=1_000_000")
+    assert one.scores == 1
+    five = planned("train.images=1_000_000", "evaluate.every_images=200_000", "checkpoint.every_images=200_000")
+    assert five.scores == 5  # at 200, 400, 600, 800 thousand, and at the end
+    costs = [plan.estimate(plan.configured()).evaluate_gpu_s for plan in (one, five)]
+    assert costs[1] == pytest.approx(5 * costs[0])  # type: ignore[operator]
+    assert planned("evaluate.enabled=false").scores == 0
+
+
 @pytest.mark.parametrize(("stage", "rounds"), [(0, 2), (1, 2), (2, 5), (3, 12)])
 def test_network_bytes_by_stage(stage: int, rounds: int) -> None:
     assert network_bytes(1000, 4, stage, passes=4) == rounds * 3000
