@@ -11,6 +11,7 @@ from diffussm.config.rules import accumulation, micro_batch
 from diffussm.config.schema import Config, Pace
 from diffussm.errors import ConfigError
 from diffussm.model.presets import check_fit, resolve
+from launch.checks import Check, deadline
 from launch.estimate import Estimate, Estimator
 from launch.latent import Latent, latent
 
@@ -177,6 +178,7 @@ def _costs(planned: Estimator, asked: Estimate) -> list[tuple[str, str]]:
             f"{_gb(planned.checkpoint_bytes)}; {_gb(planned.checkpoint_bytes * cfg.checkpoint.keep)} kept",
         ),
         ("save", f"{asked.save_s:.1f} s at {_gb(int(cfg.plan.store_bytes_per_s))}/s from each node"),
+        *(("warning", _told(deadline(asked.save_s, cfg, target))) for target in ("slurm", "kubernetes")),
     ]
     if card is None or asked.step_s is None or asked.train_s is None:
         return rows
@@ -198,6 +200,10 @@ def _score(planned: Estimator, asked: Estimate) -> str:
     guided = "" if cfg.sample.guidance == 1 else ", guided"
     wall = f"{(asked.score_s or 0) / 3600:,.1f} h on {each} GPUs for one"
     return f"{(asked.evaluate_gpu_s or 0) / 3600:,.1f} GPU hours for {count} of {drawn}{guided}; {wall}"
+
+
+def _told(found: Check) -> str:
+    return f"{'long enough' if found.ok else 'TOO SHORT'}: {found.found}"
 
 
 def _known(cfg: Config) -> Latent:

@@ -16,7 +16,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-pytest_plugins = ["tests.browser", "tests.distributed", "tests.s3", "tests.slurm"]
+pytest_plugins = ["tests.browser", "tests.distributed", "tests.pods", "tests.s3", "tests.slurm"]
 
 CLUSTERS = ("chaos", "cluster", "e2e", "launch/slurm", "launch/test_slurm.py", "launch/kubernetes")
 """Under tests/: Ray clusters, Slurm daemons and pods. One at a time is enough for a machine of two cores."""

@@ -46,7 +46,7 @@ TESTED_ELSEWHERE = {
     "diffussm/observe/report/__main__.py": "tests/diffussm/observe/report/test_gather.py runs it as a command",
     **{
         f"launch/kubernetes/{name}.py": "tests/launch/kubernetes/test_render.py holds what they make against schemas"
-        for name in ("grace", "names", "pods", "schema")
+        for name in ("grace", "names", "schema")
     },
     "launch/target.py": "a protocol: tests/launch/kubernetes/test_target.py uses one that fulfils it",
     "diffussm/ops/api.py": "the face of library.py: tests/diffussm/ops/test_library.py calls everything through it",

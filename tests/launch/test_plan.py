@@ -112,6 +112,14 @@ def test_what_it_recommends_is_a_config_that_passes_the_rules() -> None:
         assert planned.estimate(planned.configured()) == best
 
 
+def test_a_save_is_held_against_the_warning_that_each_scheduler_gives(cfg: Config) -> None:
+    cfg.slurm.warning_s = 300
+    assert "long enough: a save takes about" in plan.report(cfg)
+    assert "(the pods' grace)" in plan.report(cfg)
+    cfg.plan.store_bytes_per_s = 1e3
+    assert "TOO SHORT: a save takes about" in plan.report(cfg)
+
+
 def test_json_has_the_same_numbers() -> None:
     cfg = load(CONFIGS / "imagenet-256.yaml")
     told = json.loads(plan.as_json(cfg, [8, 64]))
