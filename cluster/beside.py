@@ -45,8 +45,8 @@ class Beside:
     ends is done then; what a killed start leaves is done by the next.
     """
 
-    def __init__(self, cfg: Config, store: Store, say: Callable[[str], None]) -> None:
-        self._cfg, self._store, self._say = cfg, store, say
+    def __init__(self, cfg: Config, store: Store, announce: Callable[[dict[str, Any]], None]) -> None:
+        self._cfg, self._store, self._announce = cfg, store, announce
         self._saved: queue.Queue[int | None] = queue.Queue()
         self._todo: queue.Queue[int | None] = queue.Queue()
         self._stop, self._trained = threading.Event(), threading.Event()
@@ -104,7 +104,7 @@ class Beside:
                 self._tell("evaluation failed", images, str(error))
                 continue
             scoring.release(self._store, images)
-            self._say(f"evaluated after {images:,} images: {result.line()}")
+            self._announce({"kind": "evaluation", "line": result.line()} | result.record())
 
     def _wait_for_room(self) -> int:
         """How many workers fit beside the training; waits while there is room for none and the training goes on."""
@@ -119,7 +119,7 @@ class Beside:
         return workers(self._cfg)
 
     def _tell(self, event: str, images: int, reason: str) -> None:
-        self._say(f"{event} after {images:,} images: {reason}")
+        self._announce({"kind": "event", "event": event, "images": images, "reason": reason})
         journal = Journal(self._store, JOURNAL)
         journal.write({"event": event, "images": images, "reason": reason})
         journal.close()

@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stages.prepare()
             case "train":
                 stages.begin()
-                stages.train()
+                try:
+                    stages.train()
+                finally:
+                    stages.end()
             case "sample":
                 classes, values = ([part for part in text.split(",") if part] for text in (asked.classes, asked.values))
                 if asked.strip:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import scoring
 from cluster.scoring import Scorer
-from diffussm.checkpoint.store import LocalStore, Store
+from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError, InfrastructureError
 from diffussm.evaluate import blocks, npz
@@ -19,7 +19,6 @@ from diffussm.evaluate.blocks import Plan, Report
 from diffussm.evaluate.run import Result
 from diffussm.observe.curve import curve
 from diffussm.observe.events import Journal, read_journal
-from diffussm.observe.sinks import WandbSink, wandb_mode
 
 JOURNAL = "evaluations.jsonl"
 CURVE = "evaluations/curve.png"
@@ -258,18 +257,9 @@ class Pool:
 
 
 def record(cfg: Config, store: Store, result: Result, key: str) -> None:
-    """W&B, journal and curve: all hold every evaluation of the run once. In W&B as a run of its own, `<name>-scores`.
-
-    W&B's run of the training belongs to rank 0, and two writers of one run lose each other's records. What the
-    journal holds already is not recorded again.
-    """
+    """Journal and curve: both hold every evaluation of the run once; a line that is there is not written again."""
     said = {"event": "evaluated", "key": key} | result.record()
     if not any(said.items() <= line.items() for line in read_journal(store, JOURNAL)):
-        folder = Path(store.root) if isinstance(store, LocalStore) else Path.cwd()
-        name = f"{cfg.name}-scores"
-        sink = WandbSink(name, cfg.observe.project, wandb_mode(cfg.observe.wandb), dict(result.settings), folder)
-        sink.write(result.record())
-        sink.close()
         journal = Journal(store, JOURNAL)
         journal.write(said)
         journal.close()

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster import env
+from cluster import env, readiness
 from cluster.preempt import Warnings
 from diffussm.checkpoint.fence import Fence
+from diffussm.checkpoint.save import code_of_this_run
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
-from diffussm.config.frozen import check_frozen
 from diffussm.config.places import absolutely
 from diffussm.config.schema import Config
 from diffussm.config.sets import each_set
-from diffussm.errors import ConfigError, MissingError
-from diffussm.model.presets import check_fit, resolve
+from diffussm.model.presets import check_fit
 from diffussm.naming import RunPaths
+from diffussm.observe.herald import Herald
 from diffussm.observe.log import Narrator, duration
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from diffussm.data.encoder import Progress
     from diffussm.data.passport import Passport
     from diffussm.sample import Painter
+
+CLOSE_S = 30.0
+"""Longest wait for a service of curves at the end of a job."""
+LEAVING_S = 3.0
+"""The same for a job that was asked to leave."""
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Stages:
     warnings: Warnings
     attempt: int = 0
     """Number of this start among the run's, once its workers have said so."""
+    herald: Herald | None = None
+    """Who tells what happens, from `begin` to `end`."""
 
     @staticmethod
     def of(cfg: Config, warnings: Warnings | None = None) -> Stages:
@@ -59,18 +66,35 @@ class Stages:
         if self._finished():
             return
         self.begin()
-        self.train()
-        grid = self.sample([], "", None)
-        score = self.evaluate(None) if self.cfg.evaluate.enabled else None
-        self._finish(grid, score, time.monotonic() - began)
+        try:
+            self.train()
+            grid = self.sample([], "", None)
+            score = self.evaluate(None) if self.cfg.evaluate.enabled else None
+            self._finish(grid, score, time.monotonic() - began)
+        finally:
+            self.end()
 
     def begin(self) -> None:
         """Whatever comes before the training: checks, latents, and the config that is the run's from now on."""
-        self._check()
+        readiness.check_start(self.cfg, self.store)
         passport = self.prepare()
         check_fit(self.cfg.model, passport.latent)
-        self._check_guidance(passport)
+        readiness.check_guidance(self.cfg, passport)
         self.store.write("config.yaml", dump(self.cfg).encode())
+        from diffussm.evaluate.run import code
+
+        about = yaml.safe_load(dump(self.cfg)) | {
+            "code": {**code_of_this_run(), **code()},
+            "dataset": passport.summary(),
+        }
+        self.herald = Herald(self.cfg, self.store, self.narrator, about)
+
+    def end(self) -> None:
+        """Finish what `begin` opened."""
+        if self.herald is not None:
+            # A warned job has little time: its own state is saved, curves can be synced later.
+            self.herald.close(LEAVING_S if self.warnings.wish.level else CLOSE_S)
+            self.herald = None
 
     def prepare(self) -> Passport:
         """Make the latents unless they are there, of each set; returns the main one's passport.
@@ -127,11 +151,11 @@ class Stages:
             self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
             beside = workers(self.cfg) if self.cfg.evaluate.every_images else 0
             self._connect(ray, worker_env, self.cfg.cluster.workers + beside)
-            evaluations = Beside(self.cfg, self.store, self.narrator.say) if beside else None
+            evaluations = Beside(self.cfg, self.store, self._hear) if beside else None
 
             def hear(record: dict[str, Any]) -> None:
                 self.attempt = max(self.attempt, record.get("attempt", 0))
-                self.narrator.hear(record)
+                self._hear(record)
                 if evaluations is not None:
                     evaluations.hear(record)
 
@@ -159,6 +183,7 @@ class Stages:
         if npz:
             write(Path(npz), pictures.shape, [pictures], {}, "")
             self.narrator.say(f"pictures: {npz}")
+        self._tell_picture("samples", painter.images, png, painter.passport.credit)
         return self._keep_picture(png, f"samples/{painter.images:012d}.png", grid)
 
     def strip(
@@ -195,8 +220,8 @@ class Stages:
         """
         from cluster.evaluate import Job, workers
 
-        self._check_frozen()
-        self._check_guidance(self._latents())
+        readiness.check_run(self.cfg, self.store)
+        readiness.check_guidance(self.cfg, self._latents())
         count = workers(self.cfg)
         job = Job(
             self.cfg, self.store, checkpoint, npz=npz, say=self._aside,
@@ -214,6 +239,13 @@ class Stages:
                 ray.shutdown()
         self.narrator.end()
         self.narrator.say(result.line())
+        record = {"kind": "evaluation"} | result.record()
+        if self.herald is not None:
+            self.herald.hear(record)
+        else:  # alone: the training may be writing to its own W&B run, and two writers lose each other's records
+            herald = Herald(self.cfg, self.store, self.narrator, dict(result.settings), f"{self.cfg.name}-scores")
+            herald.hear(record)
+            herald.close(CLOSE_S)
         return json.loads(result.to_json()) | {"line": result.line()}
 
     def reference(self, npz: str) -> None:
@@ -252,15 +284,27 @@ class Stages:
         """The network of a checkpoint; the config must be the run's and the latents those of the config."""
         from diffussm.sample import Painter
 
-        self._check_frozen()
+        readiness.check_run(self.cfg, self.store)
         made = self._latents()
-        self._check_guidance(made)
+        readiness.check_guidance(self.cfg, made)
         return Painter.load(self.cfg, self.store, made, checkpoint, announce=self.narrator.say)
 
     def _latents(self) -> Passport:
         from cluster.scoring import checked_passport
 
         return checked_passport(self.cfg)
+
+    def _hear(self, record: dict[str, Any]) -> None:
+        """Pass on a record; before `begin` and after `end` to the person alone."""
+        if self.herald is not None:
+            self.herald.hear(record)
+        else:
+            self.narrator.hear(record)
+
+    def _tell_picture(self, name: str, images: int, png: bytes, caption: str) -> None:
+        """Show a picture in the services of curves, if there are any."""
+        if self.herald is not None:
+            self.herald.hear({"kind": "picture", "name": name, "images": images, "png": png, "caption": caption})
 
     def _aside(self, line: str) -> None:
         """Say a line below a bar that is shown."""
@@ -294,62 +338,6 @@ class Stages:
             logging_level="warning",
             include_dashboard=True,  # its agent cleans up placement groups
         )
-
-    def _check(self) -> None:
-        """Before any work: whatever can be known to fail later fails now.
-
-        Raises:
-            StorageError: the run's place cannot be written.
-            ConfigError: a frozen key differs from the run's; an unknown preset, operator backend or extractor.
-            MissingError: GPUs, or the extractor's weights, are not there.
-            DataError: the run to start from has no such checkpoint.
-        """
-        import torch
-
-        from diffussm.evaluate.extractors import open_extractor
-        from diffussm.ops import registry
-        from diffussm.train import lineage
-
-        cfg = self.cfg
-        resolve(cfg.model)
-        if cfg.model.backend != registry.AUTO:
-            registry.get(cfg.model.backend)
-        if cfg.evaluate.enabled or cfg.evaluate.every_images:
-            open_extractor(cfg.evaluate.extractor, weights=cfg.evaluate.weights)
-        wanted, there = cfg.cluster.workers * cfg.cluster.gpus_per_worker, torch.cuda.device_count()
-        if not cfg.cluster.address and wanted > there:
-            raise MissingError(
-                f"cluster: {cfg.cluster.workers} workers with gpus_per_worker={cfg.cluster.gpus_per_worker:g} need "
-                f"{wanted:g} GPUs; this machine has {there}",
-                "set cluster.gpus_per_worker=0 to train on the CPU, or cluster.address to use a Ray cluster",
-            )
-        self.store.check_writable()
-        self._check_frozen()
-        if cfg.train.start_from and next(self.store.keys("checkpoints/"), None) is None:
-            lineage.check(cfg.train.start_from)
-
-    def _check_frozen(self) -> None:
-        """Refuse a config that differs from the run's in a frozen key, once there is a checkpoint made with it."""
-        if next(self.store.keys("checkpoints/"), None) is None:
-            return
-        where = self.paths.config
-        try:
-            stored = yaml.safe_load(self.store.read("config.yaml"))
-        except (NotFound, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{where}: the run has checkpoints, but its config cannot be read ({error})",
-                "restore the file, or give the new run another name",
-            ) from error
-        check_frozen(stored, yaml.safe_load(dump(self.cfg)), where)
-
-    def _check_guidance(self, passport: Passport) -> None:
-        """Guided channels must be channels of the latent."""
-        found, allowed = self.cfg.sample.guidance_channels, passport.latent.channels
-        if found > allowed:
-            raise ConfigError(
-                f"sample.guidance_channels: found {found}; the latents have {allowed} channels (0 guides all)",
-                "set sample.guidance_channels=0",
-            )
 
     def _finished(self) -> bool:
         """Whether the run has its summary for at least the images asked for; if so, say so."""

@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {
     "cluster/chaos/__main__.py": "a command for whole runs: tests/chaos/test_long.py runs it",
     "cluster/overseer.py": "a thread beside Ray's trainer: tests/cluster/test_trainer.py hears through it",
     "cluster/pulse.py": "a thread of Ray's workers: tests/cluster/test_trainer.py hears through it",
+    "cluster/readiness.py": "tests/cluster/test_stages.py starts with what it refuses",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",
     "diffussm/export/__main__.py": "tests/diffussm/export/test_folder.py runs it as a command",

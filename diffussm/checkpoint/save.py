@@ -166,6 +166,11 @@ def _versions() -> dict[str, str]:
     return {"diffussm": diffussm.__version__} | {package: version(package) for package in VERSIONED}
 
 
+def code_of_this_run() -> dict[str, str]:
+    """Versions of the packages that decide results."""
+    return dict(_versions())
+
+
 def _put_manifest(order: Order, confirmed: Sequence[Confirmed]) -> Manifest:
     """Write the manifest unless a newer attempt is there; one of an older attempt is replaced."""
     sums: dict[str, list[int]] = {}

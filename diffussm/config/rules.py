@@ -117,6 +117,7 @@ _RANGES: dict[str, Rule] = {
     "evaluate.block_images": _at_least(1),
     "evaluate.workers": _at_least(0),
     "observe.project": _TEXT,
+    "observe.telemetry_images": _at_least(0),
     **kubernetes.RANGES,
     **slurm.RANGES,
     "plan.machine": _TEXT,

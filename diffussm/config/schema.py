@@ -270,6 +270,10 @@ class ObserveConfig:
     """auto follows WANDB_MODE and WANDB_API_KEY and is offline without them; or offline, online, disabled."""
     project: str = "diffussm"
     """W&B project."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard into the run's folder `tensorboard`."""
+    telemetry_images: int = 25_600
+    """Images between two looks at norms by block, averages and nodes (telemetry.jsonl); 0: none, nor loss by t."""
 
 
 @dataclass

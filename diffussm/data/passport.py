@@ -114,6 +114,13 @@ class Passport:
             lines.append(f"skipped, {kind}: {', '.join(each.name for each in of_kind[:_SHOWN])}{more}")
         return lines
 
+    def summary(self) -> dict[str, Any]:
+        """What identifies the set, as plain data without the lists that grow with it."""
+        found = dataclasses.asdict(self)
+        for name in ("classes", "class_counts", "wanted_classes", "skipped"):
+            del found[name]
+        return found | {"number_of_classes": len(self.classes), "number_skipped": len(self.skipped)}
+
     def to_json(self) -> str:
         """The passport as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"

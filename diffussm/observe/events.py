@@ -15,6 +15,9 @@ from diffussm.errors import StorageError, Superseded
 
 _LOG = logging.getLogger(__name__)
 
+DRIVER = "driver.jsonl"
+"""Events that the driver saw: faults, decisions, warnings of any rank. Rank 0 writes events.jsonl."""
+
 
 class Journal:
     """Appends JSON objects, one a line, to one key. One writer for each key; rank 0 or the driver.
@@ -96,6 +99,14 @@ class Journal:
             _LOG.warning("%s was not written, %s: %s", self._key, otherwise, error)
             return False
         return True
+
+
+def count_lines(store: Store, key: str) -> int:
+    """Lines of a journal; 0 if it is absent."""
+    try:
+        return store.read(key).count(b"\n")
+    except NotFound:
+        return 0
 
 
 def read_journal(store: Store, key: str) -> list[dict[str, Any]]:

@@ -31,6 +31,13 @@ class Ledger:
         known = [record["images"] for record in read_journal(store, KEY) if "images" in record]
         self._done_before = max(known, default=0)
         self._last: Mapping[str, float] = {}
+        self._booked: dict[str, float] = {}
+
+    @property
+    def share(self) -> float | None:
+        """Share of this start's booked time that was spent on steps that stand; None before anything is booked."""
+        total = sum(self._booked.values())
+        return round(self._booked.get("step", 0.0) / total, 4) if total else None
 
     def begin(self, images: int, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The start is over and training goes on at `images`; `seconds` by phase since the process began."""
@@ -58,6 +65,8 @@ class Ledger:
     ) -> dict[str, Any]:
         self._last = dict(seconds)
         rounded = {name: round(value, 4) for name, value in parts.items()}
+        for name, value in parts.items():
+            self._booked[name] = self._booked.get(name, 0.0) + value
         self._journal.write({"kind": kind, "attempt": self._attempt, "images": images, "seconds": rounded})
         return rounded
 

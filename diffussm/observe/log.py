@@ -86,6 +86,8 @@ class Narrator:
             if record["nonfinite_steps"]:
                 note += f"  non-finite steps {record['nonfinite_steps']}"
             self.work("train", record["images"], record["total"], "images", note, record["images_per_s"])
-        else:
-            details = {k: v for k, v in record.items() if k not in ("kind", "event", "attempt")}
+        elif record["kind"] == "evaluation" and "line" in record:
+            self.say(f"evaluated after {record['images']:,} images: {record['line']}")
+        elif record["kind"] == "event":
+            details = {k: v for k, v in record.items() if k not in ("kind", "event", "attempt", "stored")}
             self.say(f"{record['event']}: " + ", ".join(f"{key} {value}" for key, value in details.items()))

@@ -1,95 +1,124 @@
-"""The only door to Weights & Biases. A sink that is down or slow never stops a step."""
+"""Where records of a run go besides its own journals, each on a thread of its own that nobody waits for.
+
+A sink that is down, slow or broken loses its own records and tells so; it delays no step and stops no run. The records
+themselves are in the run's JSONL journals in any case.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-from pathlib import Path
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from diffussm.config.schema import WandbMode
-from diffussm.naming import wandb_id
+Record = Mapping[str, Any]
+Tell = Callable[[str], None]
 
-_LOG = logging.getLogger(__name__)
-
-Mode = Literal["online", "offline", "disabled"]
-
-
-def wandb_mode(asked: WandbMode) -> Mode:
-    """`online`, `offline` or `disabled`: what was asked, or with `auto` what the user's environment says.
-
-    The environment says online when WANDB_MODE is online, or when it is unset and WANDB_API_KEY is set.
-    """
-    said = os.environ.get("WANDB_MODE", "").lower() if asked is WandbMode.auto else asked.value
-    match said:
-        case "online" | "offline" | "disabled":
-            return said
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+MOST_WAITING = 4096
+"""Records that wait for a sink; the newest beyond these are left out and counted."""
+MOST_FAILURES = 5
+"""Records in a row that a sink may refuse before it is given up for this start."""
 
 
-class WandbSink:
-    """Curves over images, in one W&B run for each run name, however often it is started again.
+class Backend(Protocol):
+    """One service. All of it is called on the sink's thread, but for `abandon`."""
 
-    The connection is made on a thread, because it may take seconds and may fail; records that come before it stands
-    are kept and sent then.
-    """
+    def take(self, record: Record) -> None:
+        """Pass on one record; may be slow, may raise anything."""
 
-    def __init__(self, name: str, project: str, mode: Mode, config: dict[str, Any], folder: Path) -> None:
-        self._waiting: list[dict[str, Any]] = []
-        self._lock = threading.Lock()
-        self._run: Any = None
-        self._closed = mode == "disabled"
-        self._thread = threading.Thread(
-            target=self._connect, args=(name, project, mode, config, folder), name="wandb", daemon=True
-        )
-        if not self._closed:
-            self._thread.start()
+    def close(self) -> None:
+        """Finish; may be slow, may raise anything."""
 
-    def _connect(self, name: str, project: str, mode: Mode, config: dict[str, Any], folder: Path) -> None:
-        try:
-            import wandb
+    def abandon(self) -> None:
+        """Called on another thread when the sink's own did not end in time: leave nothing that keeps a process up."""
 
-            folder.mkdir(parents=True, exist_ok=True)
-            run = wandb.init(
-                id=wandb_id(name),
-                name=name,
-                project=project,
-                mode=mode,
-                resume="allow",
-                config=config,
-                dir=str(folder),
-                settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-            )
-            run.define_metric("*", step_metric="images")
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on without it
-            _LOG.warning("W&B is not available and is left out of this attempt: %s", error)
-            self._closed = True
-            return
-        with self._lock:
-            self._run = run
-            for record in self._waiting:
-                run.log(record)
-            self._waiting.clear()
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Log one record with `images` as its x-axis. Returns at once."""
-        if self._closed:
-            return
-        with self._lock:
-            if self._run is None:
-                self._waiting.append(record)
+class Sink:
+    """A bounded queue and the thread that empties it into one service."""
+
+    def __init__(self, name: str, make: Callable[[], Backend], tell: Tell) -> None:
+        """Begin.
+
+        Args:
+            name: of the service, for people.
+            make: connects; called on the sink's thread, because it may take long and may fail.
+            tell: says a line to a person.
+        """
+        self.name, self._make, self._tell = name, make, tell
+        self._waiting: deque[Record] = deque()
+        self._change = threading.Condition()
+        self._closing = self._dead = False
+        self._left_out = 0
+        self._backend: Backend | None = None
+        self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
+        self._thread.start()
+
+    def write(self, record: Record) -> None:
+        """Queue one record. Returns at once and never raises."""
+        with self._change:
+            if self._dead or self._closing:
+                return
+            if len(self._waiting) >= MOST_WAITING:
+                self._left_out += 1
+                first = self._left_out == 1
             else:
-                self._run.log(record)
+                self._waiting.append(record)
+                first = False
+                self._change.notify()
+        if first:
+            self._tell(f"{self.name} does not keep up: records are left out there; the run's journals have all")
 
     def close(self, timeout_s: float = 15.0) -> None:
-        """Finish the W&B run, waiting at most `timeout_s` for it."""
-        if self._closed:
-            return
+        """Let what waits be sent and the service be finished, for at most `timeout_s`; then go on without it."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
         self._thread.join(timeout_s)
-        if self._run is not None:
-            finisher = threading.Thread(target=self._run.finish, name="wandb finish", daemon=True)
-            finisher.start()
-            finisher.join(timeout_s)
-            if finisher.is_alive():
-                _LOG.warning("W&B did not finish within %.0f s; `wandb sync` can send the rest later", timeout_s)
+        if self._thread.is_alive():
+            self._tell(f"{self.name} did not finish within {timeout_s:g} s and is left alone")
+            if self._backend is not None:
+                self._backend.abandon()
+        if self._left_out:
+            self._tell(f"{self.name}: {self._left_out:,} records were left out in all")
+
+    def _run(self) -> None:
+        try:
+            self._backend = self._make()
+        except BaseException as error:  # noqa: BLE001 - some services end the program: training goes on without them
+            self._give_up(f"{self.name} is not available and is left out of this start: {_said(error)}")
+            return
+        failures = 0
+        while (record := self._next()) is not None:
+            try:
+                self._backend.take(record)
+                failures = 0
+            except BaseException as error:  # noqa: BLE001 - as above
+                failures += 1
+                if failures == 1:
+                    self._tell(f"{self.name} refused a record: {_said(error)}")
+                if failures >= MOST_FAILURES:
+                    self._give_up(f"{self.name} refused {failures} records in a row and is left out of this start")
+                    break
+        try:
+            self._backend.close()
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._tell(f"{self.name} did not finish well: {_said(error)}")
+
+    def _next(self) -> Record | None:
+        """The next record, waiting for it; None when the sink is closed and empty."""
+        with self._change:
+            while not self._waiting and not self._closing:
+                self._change.wait()
+            return self._waiting.popleft() if self._waiting else None
+
+    def _give_up(self, why: str) -> None:
+        with self._change:
+            self._dead = True
+            self._waiting.clear()
+        self._tell(why)
+
+
+def _said(error: BaseException) -> str:
+    """An error in one short line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:297] + "..."

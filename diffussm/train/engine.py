@@ -88,6 +88,7 @@ class Engine:
         losses: Sequence[Callable[[nn.Module], Tensor]],
         lr: float,
         enter: Callable[[Phase], None] = lambda phase: None,
+        measure: Callable[[], None] | None = None,
     ) -> StepResult:
         """One optimiser step over `accumulation` micro batches. Collective: every rank must call it.
 
@@ -95,6 +96,7 @@ class Engine:
             losses: one function for each micro batch; given the wrapped network it returns a scalar mean loss.
             lr: learning rate of this step.
             enter: told which part of the step begins. Gradients are also reduced within `backward`.
+            measure: called when the step's gradients are whole and before they are used; then `gradients` has them.
 
         A step whose gradient is not finite anywhere is skipped on all ranks and changes no state.
         """
@@ -110,6 +112,10 @@ class Engine:
                 self.engine.backward(loss)
                 enter(Phase.REDUCE)
                 total += loss.detach()
+                if measure is not None and self.engine.is_gradient_accumulation_boundary():
+                    enter(Phase.OTHER)
+                    measure()
+                    enter(Phase.REDUCE)
                 if self.stage == 0 and self.engine.is_gradient_accumulation_boundary():
                     norm, skipped = self._guard_plain_gradients()
                 self.engine.step()
@@ -133,6 +139,25 @@ class Engine:
         if 0 < self.clip < norm:
             torch._foreach_mul_(gradients, self.clip / norm)
         return norm, False
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's share of the averaged gradient, unclipped, by parameter; valid only while `measure` runs.
+
+        Over all ranks the shares cover every element exactly once. Local.
+        """
+        for parameter in self._deepspeed_parameters():
+            name = self.names[id(parameter)]
+            if self.stage == 0:
+                size, rank = parameter.numel(), self.world.rank
+                if parameter.grad is not None:
+                    start, stop = rank * size // self.world.size, (rank + 1) * size // self.world.size
+                    yield name, parameter.grad.view(-1)[start:stop]
+            elif self.stage == 3:
+                share = parameter.ds_tensor.ds_numel
+                numel = min(share, parameter.ds_numel - min(self.world.rank * share, parameter.ds_numel))
+                yield name, self.optimizer.get_local_fp32_grad_for_param(parameter).view(-1)[:numel]
+            elif parameter._hp_mapping is not None:  # None where this rank owns nothing of the parameter
+                yield name, parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
 
     def slices(self, *, held: bool = False) -> list[Slice]:
         """This rank's slices of every parameter, in the parameters' order.

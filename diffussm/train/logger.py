@@ -1,29 +1,26 @@
-"""Rank 0's voice beside the steps: metrics, events, W&B and the driver, at intervals counted in images."""
+"""Rank 0's voice beside the steps: metrics, telemetry, events and the driver, at intervals counted in images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch import Tensor
 
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
-from diffussm.checkpoint.store import LocalStore, Store
-from diffussm.config import dump
+from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.observe.events import Journal
 from diffussm.observe.goodput import Ledger
 from diffussm.observe.meter import Meter
-from diffussm.observe.sinks import WandbSink, wandb_mode
 from diffussm.train.engine import StepResult
 from diffussm.train.intervals import due
 from diffussm.train.phases import Phases
+from diffussm.train.telemetry import TimestepLosses
 from diffussm.train.world import World
 
 Announce = Callable[[dict[str, Any]], None]
@@ -31,23 +28,21 @@ Announce = Callable[[dict[str, Any]], None]
 
 
 class Logger:
-    """Rank 0's voice: metrics.jsonl, events.jsonl, W&B and the driver. Silent on the other ranks."""
+    """Rank 0's voice: metrics.jsonl, telemetry.jsonl, events.jsonl and the driver. Silent on the other ranks."""
 
     def __init__(
-        self, cfg: Config, world: World, store: Store, attempt: int, announce: Announce, scratch: Path, phases: Phases
+        self, cfg: Config, world: World, store: Store, attempt: int, announce: Announce, phases: Phases
     ) -> None:  # fmt: skip
         self.cfg, self.world, self.attempt, self.announce, self.phases = cfg, world, attempt, announce, phases
         self._losses: list[Tensor] = []
         self._samples = 0
+        self._was_skipped = False
         if world.leads:
             fence = Fence(store, attempt)
             self._metrics = Journal(store, "metrics.jsonl", fence)
             self._events = Journal(store, "events.jsonl", fence)
+            self._telemetry = Journal(store, "telemetry.jsonl", fence)
             self._ledger = Ledger(store, attempt)
-            folder = store.root if isinstance(store, LocalStore) else scratch
-            self._wandb = WandbSink(
-                cfg.name, cfg.observe.project, wandb_mode(cfg.observe.wandb), yaml.safe_load(dump(cfg)), folder
-            )
 
     def begin(self, at: Counters) -> None:
         """Start the clock of rate and ETA, and say where the training goes on."""
@@ -56,7 +51,16 @@ class Logger:
             self._ledger.begin(at.images, self._seconds())
         self.event("resumed" if at.images else "started", images=at.images, world_size=self.world.size)
 
-    def step(self, result: StepResult, at: Counters, lr: float, samples: int) -> None:
+    def measured(self, record: dict[str, Any] | None) -> None:
+        """What telemetry saw in a step, if it looked: one line in telemetry.jsonl, and to the driver."""
+        if record is not None and self.world.leads:
+            record = record | {"attempt": self.attempt, "goodput": self._ledger.share}
+            self._telemetry.write(record)
+            self.announce({"kind": "telemetry"} | record)
+
+    def step(
+        self, result: StepResult, at: Counters, lr: float, samples: int, by_timestep: TimestepLosses | None
+    ) -> None:  # fmt: skip
         """Note one step; at each interval log the mean loss since the last line. Collective at the interval.
 
         `samples` is this rank's `Batch.fingerprint`; their sum tells whether two runs saw the same.
@@ -65,9 +69,13 @@ class Logger:
         self._samples = _wrapped(self._samples + samples)
         if not result.skipped:
             self._losses.append(result.loss)
+        elif not self._was_skipped:  # the first of some in a row
+            self.event("non-finite step", images=at.images, nonfinite_steps=at.nonfinite_steps)
+        self._was_skipped = result.skipped
         if not due(at.images, train.global_batch, train.log_images, train.images):
             return
         loss, seen = _mean_over_ranks(self._losses), _sum_over_ranks(self._samples, self.world.device)
+        quartiles = by_timestep.take() if by_timestep else {}
         self._losses.clear()
         self._samples = 0
         if not self.world.leads:
@@ -78,6 +86,7 @@ class Logger:
             "step": at.step,
             "epoch": at.epoch,
             "loss": loss if math.isfinite(loss) else None,
+            **quartiles,
             "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
             "lr": lr,
             "images_per_s": round(reading.rate, 2),
@@ -87,25 +96,24 @@ class Logger:
         }
         self._metrics.write(record)
         booked = self._ledger.step(at.images, self._seconds())
-        self._wandb.write(record | {f"goodput/{cause}_s": spent for cause, spent in booked.items()})
-        self.announce({"kind": "progress", "total": train.images, "eta_s": reading.eta_s} | record)
+        self.announce({"kind": "progress", "total": train.images, "eta_s": reading.eta_s, "seconds": booked} | record)
 
     def event(self, what: str, **details: Any) -> None:
         """One line in events.jsonl, and to the driver."""
         if self.world.leads:
             self._events.write({"event": what, "attempt": self.attempt} | details)
-            self.announce({"kind": "event", "event": what} | details)
+            self.announce({"kind": "event", "event": what, "stored": True} | details)
 
     def _seconds(self) -> dict[str, float]:
         return {phase.value: spent for phase, spent in self.phases.seconds().items()}
 
     def close(self) -> None:
-        """Finish the journals and W&B."""
+        """Finish the journals."""
         if self.world.leads:
             self._metrics.close()
             self._events.close()
+            self._telemetry.close()
             self._ledger.close()
-            self._wandb.close()
 
 
 def _mean_over_ranks(losses: list[Tensor]) -> float:

@@ -28,6 +28,7 @@ from diffussm.train.phases import Phase
 from diffussm.train.saver import Saver
 from diffussm.train.snapshots import Snapshots
 from diffussm.train.step import Inputs, draw, loss
+from diffussm.train.telemetry import Telemetry
 from diffussm.train.world import World
 
 
@@ -57,7 +58,8 @@ def train(
     model = build_model(cfg.model, data.latent, activation_checkpointing=cfg.train.activation_checkpointing)
     engine = Engine(model.to(world.device), cfg.train, accumulation(cfg), world)
     averages = Averages(engine.slices(), cfg.train)
-    logger = Logger(cfg, world, store, attempt, announce, scratch, control.phases)
+    telemetry = Telemetry(cfg, engine, averages)
+    logger = Logger(cfg, world, store, attempt, announce, control.phases)
     saver = Saver(cfg, engine, averages, store, attempt, logger)
     snapshots = Snapshots(saver)
     leaving = Leaving(cfg, control, world.size)
@@ -78,12 +80,15 @@ def train(
         enter(Phase.DATA)
         for epoch, samples, micros in coming:
             lr = learning_rate(cfg.train, at.images)
-            result = engine.step([partial(loss, process=process, inputs=inputs) for inputs in micros], lr, enter)
+            measure = telemetry.gradients if telemetry.due(at.images + cfg.train.global_batch) else None
+            losses = [partial(loss, process=process, inputs=inputs, note=telemetry.note) for inputs in micros]
+            result = engine.step(losses, lr, enter, measure)
             enter(Phase.OTHER)
             at = at.after_step(cfg.train.global_batch, epoch, result.skipped)
             averages.update(at.images, skipped=result.skipped)
             control.phases.completed(at.images)
-            logger.step(result, at, lr, samples)
+            logger.measured(telemetry.step(at, skipped=result.skipped))
+            logger.step(result, at, lr, samples, telemetry.losses)
             guard.observe(result.skipped, at.images)
             enter(Phase.SAVE)
             snapshots.step(at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from diffussm.config.schema import Config
 from diffussm.data.cursor import Batch
 from diffussm.diffusion.process import Process
 from diffussm.rng import Purpose, generator
+
+Note = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,14 @@ def draw(batch: Batch, cfg: Config, epoch: int, null_class: int) -> Inputs:
     return Inputs(mean + std * posterior, torch.from_numpy(steps), noise, y, batch.id)
 
 
-def loss(model: nn.Module, process: Process, inputs: Inputs) -> Tensor:
-    """Mean hybrid loss of one micro batch, a scalar (noise MSE plus the covariance's variational bound)."""
+def loss(model: nn.Module, process: Process, inputs: Inputs, note: Note | None = None) -> Tensor:
+    """Mean hybrid loss of one micro batch, a scalar (noise MSE plus the covariance's variational bound).
+
+    `note` is shown each sample's loss (B,), detached, with its timestep (B,).
+    """
     noisy = process.q_sample(inputs.x0, inputs.t, inputs.noise)  # (B, C, H, W)
     output = model(noisy, inputs.t, inputs.y)  # (B, 2C, H, W)
-    return process.loss(output, inputs.x0, inputs.t, inputs.noise).total.mean()
+    total = process.loss(output, inputs.x0, inputs.t, inputs.noise).total  # (B,)
+    if note is not None:
+        note(total.detach(), inputs.t)
+    return total.mean()

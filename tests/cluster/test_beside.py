@@ -64,11 +64,8 @@ def test_there_is_room_only_for_what_the_training_never_takes() -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them(cfg: Config, store: Store) -> None:
-    said: list[str] = []
+    said: list[dict[str, Any]] = []
     copied = threading.Event()
-
-    def say(line: str) -> None:
-        said.append(line)
 
     keep = scoring.keep_weights
 
@@ -79,7 +76,7 @@ def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "keep_weights", keeping)
-        beside = Beside(cfg, store, say)
+        beside = Beside(cfg, store, said.append)
         for images in (2 * BATCH, 4 * BATCH, 6 * BATCH):
             beside.hear(saved(images))
         beside.hear({"kind": "progress", "images": 1})
@@ -91,7 +88,9 @@ def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them
         beside.close(finish=True)
     assert evaluated(store) == [4 * BATCH]
     assert len(said) == 1
-    assert said[0].startswith(f"evaluated after {4 * BATCH} images: FD-Channels = ")
+    assert said[0]["kind"] == "evaluation"
+    assert said[0]["images"] == 4 * BATCH
+    assert said[0]["line"].startswith("FD-Channels = ")
     assert scoring.kept(store) == []
     beside_result = next(iter(results(cfg).values()))
     for key, data in held.items():
@@ -119,13 +118,13 @@ def test_what_a_killed_start_leaves_is_done_by_the_next(cfg: Config, store: Stor
 @pytest.mark.usefixtures("cluster")
 def test_a_failed_evaluation_is_told_and_stops_nothing(cfg: Config, store: Store) -> None:
     wrong = replace(cfg, evaluate=replace(cfg.evaluate, extractor="no.such:network"))
-    said: list[str] = []
+    said: list[dict[str, Any]] = []
     beside = Beside(wrong, store, said.append)
     beside.hear(saved(4 * BATCH))
     beside.hear(saved(999))  # there is no such checkpoint, and it is not due either once 4 batches were taken
     beside.close(finish=True)
-    failed = [line for line in said if line.startswith("evaluation failed after 32 images: ")]
-    assert len(failed) == 1
-    assert "No module named" in failed[0]
+    (failed,) = [record for record in said if record["event"] == "evaluation failed"]
+    assert failed["images"] == 4 * BATCH
+    assert "No module named" in failed["reason"]
     assert scoring.kept(store) == [4 * BATCH]  # for the next start
     assert any(line["event"] == "evaluation failed" for line in read_journal(store, JOURNAL))

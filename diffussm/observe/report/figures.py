@@ -18,7 +18,16 @@ CAUSE_COLOURS = {
     "step": "good", "data": "amber", "save": "blue", "restore": "violet", "start": "muted", "replayed": "orange",
     "idle": "bad",
 }  # fmt: skip
-FAULTS = ("failure", "stopped", "hang", "preempted", "checkpoint refused", "delete failed", "error")
+FAULTS = (
+    "failure",
+    "stopped",
+    "hang",
+    "asked to leave",
+    "non-finite step",
+    "checkpoint refused",
+    "delete failed",
+    "error",
+)
 """Events that are drawn as faults, matched at the beginning of their name."""
 SMOOTH_SHARE = 0.03
 """Share of the curve that one smoothed point averages over, about."""

@@ -13,7 +13,7 @@ import yaml
 from diffussm.checkpoint.manifest import MANIFEST, Manifest
 from diffussm.checkpoint.store import NotFound, Store
 from diffussm.errors import DataError
-from diffussm.observe.events import read_journal
+from diffussm.observe.events import DRIVER, read_journal
 from diffussm.observe.goodput import KEY as GOODPUT
 from diffussm.observe.goodput import Goodput, summarize
 
@@ -79,7 +79,8 @@ def gather(store: Store, name: str) -> Story:
     """
     wrong: list[str] = []
     config = _parsed(store, "config.yaml", yaml.safe_load, wrong)
-    metrics, events = _lines(store, "metrics.jsonl", wrong), _lines(store, "events.jsonl", wrong)
+    metrics = _lines(store, "metrics.jsonl", wrong)
+    events = [event for key in ("events.jsonl", DRIVER) for event in _lines(store, key, wrong)]
     keys = list(store.keys(""))
     if not (config or metrics or events):
         raise DataError(f"{store.url}: no run is there", "name the config or the folder of a run that was started")

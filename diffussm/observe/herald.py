@@ -1,0 +1,81 @@
+"""The driver's voice: what ranks, overseer and stages tell goes to a person, to journals and to services of curves."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffussm.checkpoint.store import Store
+from diffussm.config.schema import Config
+from diffussm.naming import RunPaths
+from diffussm.observe.events import DRIVER, Journal, count_lines
+from diffussm.observe.log import Narrator
+from diffussm.observe.mirror import Mirror
+from diffussm.observe.sinks import Sink
+from diffussm.observe.tensorboard_sink import TensorBoard
+from diffussm.observe.wandb_sink import Wandb, step_after, wandb_mode
+
+JOURNALS = ("metrics.jsonl", "telemetry.jsonl", "evaluations.jsonl", DRIVER)
+"""Those with at least a line for each W&B step."""
+
+
+class Herald:
+    """Hears records of one start of a run and passes them on. Any thread may call it; nothing in it waits.
+
+    Args:
+        cfg: a checked config.
+        store: of the run.
+        narrator: who tells a person.
+        about: what W&B is to know beside the curves: config, code, data set.
+        wandb_name: of the W&B run, if it is not the run's own.
+    """
+
+    def __init__(
+        self, cfg: Config, store: Store, narrator: Narrator, about: Mapping[str, Any], wandb_name: str = ""
+    ) -> None:  # fmt: skip
+        self._narrator = narrator
+        self._lock = threading.Lock()
+        self._attempt = 0
+        self._scratch = tempfile.TemporaryDirectory(prefix="diffussm-sinks-")
+        scratch = Path(self._scratch.name)
+        self._sinks: list[Sink] = []
+        mode = wandb_mode(cfg.observe.wandb)
+        if mode != "disabled":
+            starts = sum(key.endswith("/start.json") for key in store.keys("attempts/"))
+            step = step_after(sum(count_lines(store, key) for key in JOURNALS), starts)
+            root = RunPaths(cfg.storage, cfg.name).root
+            mirror = Mirror(store, "wandb", scratch)
+            name, project = wandb_name or cfg.name, cfg.observe.project
+            make = partial(Wandb, name, project, root, mode, about, mirror, step)
+            self._sinks.append(Sink("W&B", make, narrator.say))
+        if cfg.observe.tensorboard:
+            make_board = partial(TensorBoard, Mirror(store, "tensorboard", scratch))
+            self._sinks.append(Sink("TensorBoard", make_board, narrator.say))
+        self._journal = Journal(store, DRIVER)
+
+    def hear(self, record: dict[str, Any]) -> None:
+        """Pass on a record of kind `progress`, `telemetry`, `event`, `evaluation` or `picture`. Returns at once."""
+        with self._lock:
+            self._attempt = max(self._attempt, record.get("attempt", 0))
+            if not record.get("stored"):
+                self._keep(record)
+            for sink in self._sinks:
+                sink.write(record)
+            self._narrator.hear(record)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Finish journals and services; a service that does not answer is left after `timeout_s`."""
+        for sink in self._sinks:
+            sink.close(timeout_s)
+        self._journal.close()
+        self._scratch.cleanup()
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Into driver.jsonl, unless rank 0 or an evaluation writes it itself; pictures have files of their own."""
+        if record["kind"] in ("event", "picture"):
+            kept = {key: value for key, value in record.items() if key not in ("kind", "png")}
+            self._journal.write({"event": record["kind"], "attempt": self._attempt} | kept)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffussm.checkpoint.store import open_store
+from diffussm.observe.mirror import Mirror
+from tests.s3 import S3Server
+
+
+def test_a_run_that_is_a_folder_is_written_in_place(tmp_path: Path) -> None:
+    mirror = Mirror(open_store(str(tmp_path / "run")), "tensorboard", tmp_path / "scratch")
+    assert mirror.folder == tmp_path / "run" / "tensorboard"
+    mirror.push()
+
+
+def test_files_that_grow_are_kept_in_the_bucket(tmp_path: Path, s3_server: S3Server) -> None:
+    store = open_store(s3_server.url("mirror"))
+    mirror = Mirror(store, "wandb", tmp_path)
+    (mirror.folder / "offline-run").mkdir(parents=True)
+    file = mirror.folder / "offline-run" / "x.wandb"
+    file.write_bytes(b"one")
+    (mirror.folder / "latest").symlink_to(mirror.folder / "offline-run")
+    mirror.push()
+    file.write_bytes(b"one, two")
+    mirror.push()
+    assert list(store.keys("")) == ["wandb/offline-run/x.wandb"]
+    assert store.read("wandb/offline-run/x.wandb") == b"one, two"
