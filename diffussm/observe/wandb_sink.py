@@ -98,6 +98,7 @@ class Wandb:
     def close(self) -> None:
         """Finish the W&B run and keep its files with the run."""
         self._run.finish()
+        self._wandb.teardown()  # finish alone may return before the last bytes are in the file
         self._mirror.push()
 
     def abandon(self) -> None:

@@ -19,6 +19,8 @@ CAUSE_COLOURS = {
     "idle": "bad",
 }  # fmt: skip
 FAULTS = (
+    "failure", "stopped", "hang", "asked to leave", "non-finite step", "checkpoint refused", "delete failed", "error",
+)  # fmt: skip
     "failure",
     "stopped",
     "hang",
