@@ -11,13 +11,14 @@ from typing import Any
 
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
+from diffussm.errors import StorageError
 from diffussm.naming import RunPaths
 from diffussm.observe.events import DRIVER, Journal, count_lines
 from diffussm.observe.log import Narrator
 from diffussm.observe.mirror import Mirror
 from diffussm.observe.sinks import Sink
 from diffussm.observe.tensorboard_sink import TensorBoard
-from diffussm.observe.wandb_sink import Wandb, step_after, wandb_mode
+from diffussm.observe.wandb_sink import Wandb, abandon, step_after, wandb_mode
 
 JOURNALS = ("metrics.jsonl", "telemetry.jsonl", "evaluations.jsonl", DRIVER)
 """Those with at least a line for each W&B step."""
@@ -43,15 +44,15 @@ class Herald:
         self._scratch = tempfile.TemporaryDirectory(prefix="diffussm-sinks-")
         scratch = Path(self._scratch.name)
         self._sinks: list[Sink] = []
+        self._mirror = Mirror(store, "wandb", scratch)
         mode = wandb_mode(cfg.observe.wandb)
         if mode != "disabled":
             starts = sum(key.endswith("/start.json") for key in store.keys("attempts/"))
             step = step_after(sum(count_lines(store, key) for key in JOURNALS), starts)
             root = RunPaths(cfg.storage, cfg.name).root
-            mirror = Mirror(store, "wandb", scratch)
             name, project = wandb_name or cfg.name, cfg.observe.project
-            make = partial(Wandb, name, project, root, mode, about, mirror, step)
-            self._sinks.append(Sink("W&B", make, narrator.say))
+            make = partial(Wandb, name, project, root, mode, about, self._mirror, step)
+            self._sinks.append(Sink("W&B", make, narrator.say, abandon))
         if cfg.observe.tensorboard:
             make_board = partial(TensorBoard, Mirror(store, "tensorboard", scratch))
             self._sinks.append(Sink("TensorBoard", make_board, narrator.say))
@@ -71,6 +72,10 @@ class Herald:
         """Finish journals and services; a service that does not answer is left after `timeout_s`."""
         for sink in self._sinks:
             sink.close(timeout_s)
+        try:
+            self._mirror.push()  # also what a service that was left alone had written
+        except StorageError as error:
+            self._narrator.say(f"W&B's files were not kept: {error.message}")
         self._journal.close()
         self._scratch.cleanup()
 

@@ -21,7 +21,7 @@ MOST_FAILURES = 5
 
 
 class Backend(Protocol):
-    """One service. All of it is called on the sink's thread, but for `abandon`."""
+    """One service. All of it is called on the sink's thread."""
 
     def take(self, record: Record) -> None:
         """Pass on one record; may be slow, may raise anything."""
@@ -29,27 +29,26 @@ class Backend(Protocol):
     def close(self) -> None:
         """Finish; may be slow, may raise anything."""
 
-    def abandon(self) -> None:
-        """Called on another thread when the sink's own did not end in time: leave nothing that keeps a process up."""
-
 
 class Sink:
     """A bounded queue and the thread that empties it into one service."""
 
-    def __init__(self, name: str, make: Callable[[], Backend], tell: Tell) -> None:
+    def __init__(
+        self, name: str, make: Callable[[], Backend], tell: Tell, abandon: Callable[[], object] = lambda: None
+    ) -> None:  # fmt: skip
         """Begin.
 
         Args:
             name: of the service, for people.
             make: connects; called on the sink's thread, because it may take long and may fail.
             tell: says a line to a person.
+            abandon: called when the sink's thread did not end in time: ends what else would keep the process up.
         """
-        self.name, self._make, self._tell = name, make, tell
+        self.name, self._make, self._say, self._abandon = name, make, tell, abandon
         self._waiting: deque[Record] = deque()
         self._change = threading.Condition()
-        self._closing = self._dead = False
+        self._closing = self._dead = self._left = False
         self._left_out = 0
-        self._backend: Backend | None = None
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
@@ -76,21 +75,21 @@ class Sink:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._tell(f"{self.name} did not finish within {timeout_s:g} s and is left alone")
-            if self._backend is not None:
-                self._backend.abandon()
+            self._left = True
+            self._abandon()
         if self._left_out:
-            self._tell(f"{self.name}: {self._left_out:,} records were left out in all")
+            self._say(f"{self.name}: {self._left_out:,} records were left out in all")
 
     def _run(self) -> None:
         try:
-            self._backend = self._make()
+            backend = self._make()
         except BaseException as error:  # noqa: BLE001 - some services end the program: training goes on without them
             self._give_up(f"{self.name} is not available and is left out of this start: {_said(error)}")
             return
         failures = 0
         while (record := self._next()) is not None:
             try:
-                self._backend.take(record)
+                backend.take(record)
                 failures = 0
             except BaseException as error:  # noqa: BLE001 - as above
                 failures += 1
@@ -100,7 +99,7 @@ class Sink:
                     self._give_up(f"{self.name} refused {failures} records in a row and is left out of this start")
                     break
         try:
-            self._backend.close()
+            backend.close()
         except BaseException as error:  # noqa: BLE001 - as above
             self._tell(f"{self.name} did not finish well: {_said(error)}")
 
@@ -110,6 +109,11 @@ class Sink:
             while not self._waiting and not self._closing:
                 self._change.wait()
             return self._waiting.popleft() if self._waiting else None
+
+    def _tell(self, line: str) -> None:
+        """Say a line, unless the sink was left alone: what comes then is no news."""
+        if not self._left:
+            self._say(line)
 
     def _give_up(self, why: str) -> None:
         with self._change:

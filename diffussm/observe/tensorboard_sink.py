@@ -52,9 +52,6 @@ class TensorBoard:
         self._writer.close()
         self._mirror.push()
 
-    def abandon(self) -> None:
-        """Nothing of it outlives its thread."""
-
     def _open(self, purge_step: int | None) -> None:
         from tensorboardX import SummaryWriter
 

@@ -101,13 +101,6 @@ class Wandb:
         self._wandb.teardown()  # finish alone may return before the last bytes are in the file
         self._mirror.push()
 
-    def abandon(self) -> None:
-        """End W&B's own process, which else would keep this one from ending; what it wrote can be synced later."""
-        for child in psutil.Process().children():
-            if "wandb-core" in child.name():
-                child.kill()
-        self._mirror.push()
-
     def _log(self, images: int, values: Mapping[str, Any]) -> None:
         self._step += 1
         self._run.log({"images": images, **values}, step=self._step)
@@ -117,6 +110,13 @@ class Wandb:
         artifact = self._wandb.Artifact(f"{self._name}-checkpoint", type="checkpoint", metadata=about)
         artifact.add_reference(f"{self._root}/{folder}", name="checkpoint", checksum=False)
         self._run.log_artifact(artifact, aliases=[f"images-{record['images']}"])
+
+
+def abandon() -> None:
+    """End W&B's own process, which else would keep this one from ending; what it wrote can be synced later."""
+    for child in psutil.Process().children():
+        if "wandb-core" in child.name():
+            child.kill()
 
 
 def step_after(lines: int, starts: int) -> int:

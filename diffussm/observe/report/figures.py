@@ -21,15 +21,6 @@ CAUSE_COLOURS = {
 FAULTS = (
     "failure", "stopped", "hang", "asked to leave", "non-finite step", "checkpoint refused", "delete failed", "error",
 )  # fmt: skip
-    "failure",
-    "stopped",
-    "hang",
-    "asked to leave",
-    "non-finite step",
-    "checkpoint refused",
-    "delete failed",
-    "error",
-)
 """Events that are drawn as faults, matched at the beginning of their name."""
 SMOOTH_SHARE = 0.03
 """Share of the curve that one smoothed point averages over, about."""

@@ -15,7 +15,7 @@ class Service:
     """Does as told, and keeps what it got. Not a real service: those that exist are in the tests of their doors."""
 
     def __init__(self, act: Callable[[Record], Any] = lambda record: None) -> None:
-        self.act, self.got, self.closed, self.abandoned = act, list[Record](), False, False
+        self.act, self.got, self.closed = act, list[Record](), False
 
     def take(self, record: Record) -> None:
         self.act(record)
@@ -23,9 +23,6 @@ class Service:
 
     def close(self) -> None:
         self.closed = True
-
-    def abandon(self) -> None:
-        self.abandoned = True
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -81,14 +78,14 @@ def test_a_service_that_hangs_delays_no_write_and_is_left_at_the_end(monkeypatch
         stuck.set()
         release.wait(60)
 
-    service = Service(hang)
-    sink = Sink("S", lambda: service, said.append)
+    service, ended = Service(hang), threading.Event()
+    sink = Sink("S", lambda: service, said.append, ended.set)
     sink.write({"i": 0})
     assert stuck.wait(60)
     for i in range(1, 41):  # would never return if one of them waited
         sink.write({"i": i})
     assert seconds(lambda: sink.close(0.2)) < 30
-    assert service.abandoned
+    assert ended.is_set()
     assert said == [
         "S does not keep up: records are left out there; the run's journals have all",
         "S did not finish within 0.2 s and is left alone",

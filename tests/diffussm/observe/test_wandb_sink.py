@@ -114,20 +114,22 @@ def test_a_requeued_run_goes_on_with_the_same_curve_and_everything_is_kept(
 
 HANGING = """
 import sys
+import psutil
 from functools import partial
 from pathlib import Path
 from diffussm.checkpoint.store import open_store
 from diffussm.observe.mirror import Mirror
 from diffussm.observe.sinks import Sink
-from diffussm.observe.wandb_sink import Wandb
+from diffussm.observe.wandb_sink import Wandb, abandon
 root = Path(sys.argv[1])
 mirror = Mirror(open_store(str(root)), "wandb", root / "scratch")
-sink = Sink("W&B", partial(Wandb, "my-run", "project", str(root), "online", {}, mirror, 0), print)
+sink = Sink("W&B", partial(Wandb, "my-run", "project", str(root), "online", {}, mirror, 0), print, abandon)
 for images in range(100):
     sink.write({"kind": "progress", "images": images, "loss": 1.0})
 print("steps done", flush=True)
 sink.close(3)
-print("closed", flush=True)
+cores = [child for child in psutil.Process().children() if "wandb-core" in child.name()]
+print("closed; left to end:", len(psutil.wait_procs(cores, 30)[1]), flush=True)
 """
 
 
@@ -143,4 +145,8 @@ def test_a_server_that_never_answers_keeps_neither_steps_nor_the_process_waiting
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["steps done", "W&B did not finish within 3 s and is left alone", "closed"]
+    assert done.stdout.splitlines() == [
+        "steps done",
+        "W&B did not finish within 3 s and is left alone",
+        "closed; left to end: 0",
+    ]
