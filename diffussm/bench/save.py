@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,19 +71,32 @@ def bench_save(model: ModelConfig, folder: Path, *, ranks: int = 2, rounds: int 
     rows = _on_ranks(_saves, model, folder, ranks, rounds)
     rows += _on_ranks(_restores, model, folder, ranks, rounds)
     rows += _on_ranks(_restores, model, folder, ranks // 2, rounds)
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-        "--input_folder", str(folder / "deepspeed/last"), "--output_folder", str(folder / "universal"),
-    ]  # fmt: skip
+    idle = _convert("--help")
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"DS_ACCELERATOR": "cpu"})  # noqa: S603 - our own words
+    inputs, outputs = str(folder / "deepspeed/last"), str(folder / "universal")
+    peak = _convert("--inject_missing_state", "--input_folder", inputs, "--output_folder", outputs)
     seconds = time.perf_counter() - began
     size = _gigabytes(folder / "universal")
     converted = SaveRow(
         "restore: DeepSpeed's conversion, once, without the load", 1, rows[0].parameters, seconds, seconds, seconds,
-        None, size, None,
+        None, size, (peak - idle) / 1e9,
     )  # fmt: skip
     return [*rows, converted]
+
+
+def _convert(*options: str) -> int:
+    """Run DeepSpeed's conversion; the most bytes that its largest process had in memory.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *options]
+    process = subprocess.Popen(command, stdout=sys.stderr, env=os.environ | {"DS_ACCELERATOR": "cpu"})  # noqa: S603 - our own words
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
+    return 1024 * usage.ru_maxrss
 
 
 def _on_ranks(
@@ -150,23 +164,38 @@ def _saves(engine: Engine, folder: Path, rounds: int) -> dict[str, Any]:
         torch.randn(shape), torch.randint(0, 1000, (_BATCH,)), torch.randn(shape),
         torch.zeros(_BATCH, dtype=torch.int64), torch.arange(_BATCH),
     )  # fmt: skip
-    times: dict[str, list[float]] = {"step": [], "save: stall": [], "save: to the manifest": [], "save: DeepSpeed": []}
+    times: dict[str, list[float]] = {
+        "step": [], "step, beside a save": [], "save: stall": [], "save: to the manifest": [], "save: DeepSpeed": [],
+    }  # fmt: skip
     rise: dict[str, float] = {}
 
-    def ours(began: float) -> None:
+    def take() -> Order:
         parts = _parts(engine)
         snapshot.take(parts)
         plan = draft(at, engine.shapes, list(parts[0].tensors), attempt=1, zero_stage=1, config_digest="")
-        order = Order(
+        return Order(
             store, "checkpoints/000000000001", plan, snapshot.source(), 600.0, Fence(store, 1), group, read_back=False
-        )  # fmt: skip
+        )
+
+    def ours(began: float) -> None:
+        order = take()
         times["save: stall"].append(time.perf_counter() - began)
         publish(order, snapshot)
         times["save: to the manifest"].append(time.perf_counter() - began)
 
+    def step() -> None:
+        engine.step([partial(loss, process=process, inputs=inputs)], 1e-4)
+
+    def beside() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            saved = threads.submit(publish, take(), snapshot)
+            _time(step, times["step, beside a save"])
+            saved.result()
+
     theirs = partial(engine.engine.save_checkpoint, str(folder / "deepspeed"), tag="last")
     for _ in range(rounds + 1):
-        _time(lambda: engine.step([partial(loss, process=process, inputs=inputs)], 1e-4), times["step"])
+        _time(step, times["step"])
+        beside()
         _watch(lambda: ours(_together()), rise, "save: to the manifest")
         _watch(lambda: _time(theirs, times["save: DeepSpeed"]), rise, "save: DeepSpeed")
     sizes = {"save: to the manifest": _gigabytes(folder / "ours"), "save: DeepSpeed": _gigabytes(folder / "deepspeed")}
@@ -178,6 +207,9 @@ def _restores(engine: Engine, folder: Path, rounds: int) -> dict[str, Any]:
     store = open_store(str(folder / "ours"))
     times: dict[str, list[float]] = {"restore": []}
     rise: dict[str, float] = {}
+    for part in _parts(engine, held=True):  # a training has its moments anyway: they are none of the restore's memory
+        for tensor in part.tensors.values():
+            tensor.add_(0)
 
     def ours() -> None:
         found = restore.restore_newest([store], _parts(engine, held=True), print, attempt=1)
