@@ -1,8 +1,8 @@
 """Trainings of real processes that kill themselves at a chosen moment, without Ray, and what they left.
 
-A moment is a tick: one of many places in a step, a snapshot, an upload, the conclusion of a checkpoint, a deletion.
-Each process counts its ticks and sends itself SIGKILL at the one it was given. Processes are forked from a server that
-has imported everything, so that an attempt costs seconds less.
+A moment is a place in a step, a snapshot, an upload, the conclusion of a checkpoint, a deletion or a start. Each
+process counts how often it comes by each of them and sends itself SIGKILL at the one it was given. Processes are
+forked from a server that has imported everything, so that an attempt costs seconds less.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ WAIT_S = 200
 
 @dataclass(frozen=True)
 class Kill:
-    """Rank `rank` dies at its tick number `tick`."""
+    """Rank `rank` dies when it comes by `moment` for the `nth` time."""
 
     rank: int
-    tick: int
+    moment: str
+    nth: int
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Outcome:
     """How one attempt ended."""
 
     died_at: str
-    """Name of the tick; empty if nobody was killed."""
+    """Name of the moment; empty if nobody was killed."""
     errors: dict[int, str]
     """Traceback by rank, of ranks that ended by themselves badly."""
-    ticks: dict[int, int]
-    """Ticks of the ranks that came to the end."""
+    moments: dict[int, dict[str, int]]
+    """How often the ranks that came to the end came by each moment."""
 
 
 def context() -> Any:
@@ -74,7 +76,7 @@ def start(
     port, made = free_port(), context()
     over = dict(environment or {})
     ranks = [made.Process(target=_rank, args=(cfg, folder, r, size, port, kill, patch, over)) for r in range(size)]
-    for name in ("died", *(f"{word}-{r}" for word in ("error", "ticks") for r in range(size))):
+    for name in ("died", *(f"{word}-{r}" for word in ("error", "moments") for r in range(size))):
         (folder / name).unlink(missing_ok=True)
     for process in ranks:
         process.start()
@@ -98,8 +100,8 @@ def finish(ranks: list[Any], folder: Path) -> Outcome:
         process.join()
     assert not hung, f"{len(hung)} ranks did not end within {WAIT_S} s"
     errors = {r: path.read_text() for r in range(len(ranks)) if (path := folder / f"error-{r}").exists()}
-    ticks = {r: int(path.read_text()) for r in range(len(ranks)) if (path := folder / f"ticks-{r}").exists()}
-    return Outcome(died.read_text() if died.exists() else "", errors, ticks)
+    moments = {r: json.loads(path.read_text()) for r in range(len(ranks)) if (path := folder / f"moments-{r}").exists()}
+    return Outcome(died.read_text() if died.exists() else "", errors, moments)
 
 
 def attempt(
@@ -134,15 +136,15 @@ def steps(folder: Path, name: str) -> dict[int, dict[str, Any]]:
 
 
 class Ticks:
-    """Counts moments and dies at the given one."""
+    """Counts how often each moment comes and dies at the given one."""
 
-    def __init__(self, folder: Path, last: int | None) -> None:
-        self.folder, self.last, self.count, self.lock = folder, last, 0, threading.Lock()
+    def __init__(self, folder: Path, kill: Kill | None) -> None:
+        self.folder, self.kill, self.counts, self.lock = folder, kill, Counter[str](), threading.Lock()
 
     def __call__(self, name: str) -> None:
         with self.lock:
-            self.count += 1
-            if self.count == self.last:
+            self.counts[name] += 1
+            if self.kill is not None and (name, self.counts[name]) == (self.kill.moment, self.kill.nth):
                 (self.folder / "died").write_text(name)
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -174,7 +176,7 @@ def _rank(
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
         cfg.cluster.workers = size
-        ticks = Ticks(folder, kill.tick if kill and kill.rank == rank else None)
+        ticks = Ticks(folder, kill if kill and kill.rank == rank else None)
         world = current(torch.device("cpu"))
         number = claim_attempt(cfg, world)
         place_ticks(ticks)
@@ -184,7 +186,7 @@ def _rank(
         scratch = folder / f"scratch-{cfg.name}-{number}-{rank}"
         scratch.mkdir(exist_ok=True)
         loop.train(cfg, world, number, scratch, lambda record: None)
-        (folder / f"ticks-{rank}").write_text(str(ticks.count))
+        (folder / f"moments-{rank}").write_text(json.dumps(ticks.counts))
     except BaseException:  # noqa: BLE001 - the edge of the process
         (folder / f"error-{rank}").write_text(traceback.format_exc())
         os._exit(1)
