@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that `launch` renders."""
     parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=tuple(_BENCHES))
-    parser.add_argument("config", nargs="?", default="", help="for loop and data: the run that is measured")
+    parser.add_argument("config", nargs="?", default="", help="for loop, data and evaluate: the run that is measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
     parser.add_argument("--batches", type=_numbers, default=[1, 8, 32])
@@ -35,12 +35,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--url", default="", help="for data: folder or s3:// URL of latents and tars; for save: a folder"
+        "--url", default="", help="for data: folder or s3:// URL of latents and tars; for save and evaluate: a folder"
     )
     parser.add_argument("--ranks", type=_numbers, default=[1, 2, 4])
     parser.add_argument("--preset", default="B", help="for save: the network, of --depth blocks; B with 10 has 105M")
     parser.add_argument("--depth", type=int, default=10)
     parser.add_argument("--samples", type=int, default=16_384)
+    parser.add_argument("--images", type=int, default=128, help="for evaluate: pictures of one evaluation")
+    parser.add_argument("--workers", type=_numbers, default=[1, 2], help="for evaluate: processes of --threads each")
+    parser.add_argument(
+        "--manifold", type=_numbers, default=[10_000, 50_000, 2048],
+        help="for evaluate: real and generated pictures and numbers of a feature for precision and recall",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -128,7 +134,25 @@ def _save(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
         return [asdict(row) for row in bench_save(model, Path(folder), rounds=asked.rounds)]
 
 
-_BENCHES = {"op": _op, "parts": _parts, "block": _block, "loop": _loop, "data": _data, "save": _save}
+def _evaluate(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from diffussm.bench.evaluate import bench_evaluate, bench_manifold
+    from diffussm.config import check, load
+    from diffussm.data.encode import prepare
+
+    cfg = load(asked.config or "configs/quickstart.yaml", asked.overrides)
+    check(cfg)
+    prepare(cfg)
+    cfg.cluster.threads_per_worker = asked.threads
+    with tempfile.TemporaryDirectory(prefix="diffussm-bench-", dir=asked.url or None) as folder:
+        rows = bench_evaluate(cfg, Path(folder), workers=asked.workers, images=asked.images, rounds=asked.rounds)
+    return [asdict(row) for row in [*rows, bench_manifold(*asked.manifold)]]
+
+
+_BENCHES = {
+    "op": _op, "parts": _parts, "block": _block, "loop": _loop, "data": _data, "save": _save, "evaluate": _evaluate,
+}  # fmt: skip
 
 
 def _show(rows: list[dict[str, Any]], title: str) -> None:

@@ -43,6 +43,23 @@ def free_bytes() -> int:
     return 1024 * int(lines["MemAvailable"].split()[0])
 
 
+def risen_gb(call: Callable[[], object]) -> float | None:
+    """Call, and say by how many GB this process's resident memory rose in it; None where the kernel cannot tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        call()
+        return None
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / 1e9
+
+
+def _status(field: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison: seconds of each round."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from diffussm.bench.machine import risen_gb
 from diffussm.checkpoint import restore
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
@@ -245,23 +246,10 @@ def _time(call: Callable[[], object], into: list[float]) -> None:
 
 
 def _watch(call: Callable[[], object], rises: dict[str, float], what: str) -> None:
-    """Note by how many GB this process's resident memory rose in the call, if that is more than before.
-
-    Where the kernel cannot tell nothing is noted.
-    """
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    except OSError:
-        call()
-        return
-    before = _status("VmRSS")
-    call()
-    rises[what] = max(rises.get(what, 0.0), (_status("VmHWM") - before) / 1e9)
-
-
-def _status(field: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(lines[field].split()[0])
+    """Note by how many GB this process's resident memory rose in the call, if that is more than before."""
+    rise = risen_gb(call)
+    if rise is not None:
+        rises[what] = max(rises.get(what, 0.0), rise)
 
 
 def _gigabytes(folder: Path) -> float:
