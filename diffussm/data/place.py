@@ -7,8 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaming.base.storage import CloudDownloader
-
+from diffussm.data.mds import CloudDownloader
 from diffussm.data.passport import FILE, Passport
 from diffussm.errors import DataError, DiffuSSMError, StorageError
 from diffussm.naming import is_remote, join

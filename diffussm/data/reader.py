@@ -21,13 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import streaming.base.dataset
-import streaming.base.shared.prefix
-from streaming import Stream, StreamingDataset
-from streaming.base.batching import generate_work
-from streaming.base.format.mds.reader import MDSReader
 
 from diffussm.data.cursor import Batch
+from diffussm.data.mds import MDSReader, Stream, StreamingDataset, dataset_module, generate_work, prefix_module
 from diffussm.data.place import is_absent, is_refused, storage_error
 from diffussm.data.records import Records, batch_of, open_records, verify
 from diffussm.errors import DataError, DiffuSSMError, StorageError
@@ -343,7 +339,7 @@ def own_names(prefix: int, folder: str) -> Iterator[None]:
     It offers no option for either: it counts prefixes up from 0, which two jobs on a machine do at the same time, and
     puts locks into the machine's temp folder, where they stay.
     """
-    prefixes, data = streaming.base.shared.prefix, streaming.base.dataset
+    prefixes, data = prefix_module, dataset_module
     saved = (prefixes._each_prefix_int, prefixes.gettempdir, data.gettempdir)
     prefixes._each_prefix_int = lambda: itertools.count(prefix)
     prefixes.gettempdir = data.gettempdir = lambda: folder

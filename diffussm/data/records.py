@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from streaming.base.format.mds.reader import MDSReader
 
 from diffussm.data.cursor import Batch
+from diffussm.data.mds import MDSReader
 from diffussm.errors import DataError
 
 ALGORITHM = "xxh64"

@@ -8,11 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from streaming import MDSWriter
-from streaming.base.format import reader_from_json
-from streaming.base.hashing import get_hash
-
 from diffussm.checkpoint.store import NotFound, Store
+from diffussm.data.mds import MDSWriter, get_hash, reader_from_json
 from diffussm.errors import StorageError
 
 HASHES = ["sha1", "xxh64"]
