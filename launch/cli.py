@@ -292,12 +292,15 @@ def list_runs(storage: o.Storage = "") -> None:
 
 
 @app.command()
-def chaos(config: o.Config, plan: o.Plan, overrides: o.Overrides = o.NO_OVERRIDES, starts: o.Starts = 20) -> None:
+def chaos(
+    config: o.Config, plan: o.Plan, overrides: o.Overrides = o.NO_OVERRIDES, starts: o.Starts = 20,
+    plain: o.Plain = False,
+) -> None:  # fmt: skip
     """Make faults in a run, compare with a calm one.
 
     Trains NAME-calm and NAME-chaos; ends with a table and whether samples and losses are the same.
     """
-    local.run(local.chaos(local.read(config, overrides), plan, starts))
+    local.run(local.chaos(local.read(config, overrides), plan, starts, plain))
 
 
 @app.command()

@@ -115,9 +115,10 @@ def data(what: str, verify: bool, flags: Mapping[str, object]) -> list[str]:
     return [*module("diffussm.data"), *(["--verify"] if verify else []), *_flags(flags), what]
 
 
-def chaos(job: Job, plan: str, starts: int) -> list[str]:
+def chaos(job: Job, plan: str, starts: int, plain: bool) -> list[str]:
     """The command line of `diffussm chaos`."""
-    return [*module("cluster.chaos"), "--plan", plan, "--starts", str(starts), job.path, *job.overrides]
+    options = ["--plan", plan, "--starts", str(starts), *(["--plain"] if plain else [])]
+    return [*module("cluster.chaos"), *options, job.path, *job.overrides]
 
 
 def bench(what: str, passed: Sequence[str]) -> list[str]:

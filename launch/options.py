@@ -65,6 +65,7 @@ Now = Annotated[bool, Option("--now", help="End it at once, without a save.")]
 Storage = Annotated[str, Option(metavar="URL", envvar="DIFFUSSM_STORAGE", help="Also list the runs in this storage.")]
 
 Plan = Annotated[str, Option("--plan", metavar="PLAN", help="YAML file of faults.")]
+Plain = Annotated[bool, Option("--plain", help="Kill the same network under plain Ray Train too, for comparison.")]
 Starts = Annotated[int, Option(min=1, help="Most starts of the faulty run's driver.")]
 
 NO_OVERRIDES: list[str] = []

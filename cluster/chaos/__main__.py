@@ -2,7 +2,8 @@
 
 Two runs are trained on the cluster that the config names: NAME-calm, left alone (it is reused when it is there), and
 NAME-chaos, whose driver is started again whenever it ends with a code that asks for it, as a scheduler would. Every
-rank must be on this host. Exit code 0: the run ended, with the same samples and losses. 1: it did not.
+rank must be on this host. With --plain the same network is killed under plain Ray Train too (the plan's kill-rank
+faults only). Exit code 0: the run ended, with the same samples and losses. 1: it did not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ import yaml
 
 from cluster.chaos.compare import Made, compare, table
 from cluster.chaos.inject import inject, kill_tree
-from cluster.chaos.plan import Fault, Plan, read
+from cluster.chaos.plan import Fault, Kind, Plan, read
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import check, load
 from diffussm.config.schema import Config
@@ -39,11 +41,23 @@ LOOK_S = 0.1
 class Run:
     """One run's driver, started as often as needed."""
 
-    def __init__(self, config: str, overrides: Sequence[str], name: str, cfg: Config) -> None:
-        self.command = [sys.executable, "-P", "-m", "cluster.driver", "--only", "train", config, *overrides]
-        self.command += [f"name={name}", f"train.log_images={cfg.train.global_batch}"]
-        self.store: Store = open_store(RunPaths(cfg.storage, name).root)
+    def __init__(self, command: Sequence[str], store: Store, ranks_file: str) -> None:
+        self.command, self.store = command, store
+        self._ranks_file = ranks_file
         self.made: list[Made] = []
+
+    @classmethod
+    def ours(cls, config: str, overrides: Sequence[str], name: str, cfg: Config) -> Run:
+        """A run of this project's driver, which logs every step."""
+        command = [sys.executable, "-P", "-m", "cluster.driver", "--only", "train", config, *overrides]
+        command += [f"name={name}", f"train.log_images={cfg.train.global_batch}"]
+        return cls(command, open_store(RunPaths(cfg.storage, name).root), "attempts/{}/ranks.json")
+
+    @classmethod
+    def plain(cls, config: str, overrides: Sequence[str], folder: str) -> Run:
+        """Plain Ray Train; see `cluster.chaos.plain`."""
+        command = [sys.executable, "-P", "-m", "cluster.chaos.plain", config, folder, *overrides]
+        return cls(command, open_store(folder), "ranks-{}.json")
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
@@ -76,9 +90,8 @@ class Run:
 
     def _ranks(self, attempt: int) -> dict[int, int]:
         try:
-            return {
-                int(r): each["pid"] for r, each in json.loads(self.store.read(f"attempts/{attempt}/ranks.json")).items()
-            }
+            places = json.loads(self.store.read(self._ranks_file.format(attempt)))
+            return {int(rank): place["pid"] for rank, place in places.items()}
         except NotFound:
             return {}
 
@@ -102,15 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--plan", required=True, help="YAML file of faults")
     parser.add_argument("--starts", type=int, default=20, help="most starts of the driver")
+    parser.add_argument("--plain", action="store_true", help="kill the same network under plain Ray Train too")
     asked = parser.parse_args(arguments)
     try:
-        return chaos(asked.config, asked.overrides, Path(asked.plan), asked.starts)
+        return chaos(asked.config, asked.overrides, Path(asked.plan), asked.starts, asked.plain)
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)
 
 
-def chaos(config: str, overrides: Sequence[str], plan_file: Path, starts: int) -> int:
+def chaos(config: str, overrides: Sequence[str], plan_file: Path, starts: int, plain: bool) -> int:
     """As the module says."""
     cfg = load(config, overrides)
     check(cfg)
@@ -118,7 +132,7 @@ def chaos(config: str, overrides: Sequence[str], plan_file: Path, starts: int) -
         plan = read(yaml.safe_load(plan_file.read_text()), cfg.train.images)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{plan_file}: cannot be read as a plan ({error})") from error
-    calm, faulty = (Run(config, overrides, f"{cfg.name}-{kind}", cfg) for kind in ("calm", "chaos"))
+    calm, faulty = (Run.ours(config, overrides, f"{cfg.name}-{kind}", cfg) for kind in ("calm", "chaos"))
     if not calm.finished(cfg.train.images):
         code = calm.go(Plan(0), 1)
         if code:
@@ -130,7 +144,18 @@ def chaos(config: str, overrides: Sequence[str], plan_file: Path, starts: int) -
     print(f"{len(faulty.made)} of {len(plan.faults)} faults made; the driver ended with code {code}")
     print(result)
     print(f"without faults: {goodput(calm.store).table()}\nwith faults: {goodput(faulty.store).table()}")
+    if plain:
+        print(_plain(config, overrides, plan, cfg))
     return int(ExitCode.DONE if code == 0 and result.equal else ExitCode.INTERNAL)
+
+
+def _plain(config: str, overrides: Sequence[str], plan: Plan, cfg: Config) -> str:
+    """The table of plain Ray Train under the plan's kills."""
+    kills = Plan(plan.seed, tuple(fault for fault in plan.faults if fault.kind is Kind.KILL_RANK))
+    with tempfile.TemporaryDirectory(prefix=f"{cfg.name}-plain-") as folder:
+        run = Run.plain(config, overrides, folder)
+        code = run.go(kills, 1)
+        return f"plain Ray Train, code {code}:\n{table(run.made, run.records(), cfg.train.images)}"
 
 
 if __name__ == "__main__":
