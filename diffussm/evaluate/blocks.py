@@ -146,15 +146,22 @@ def pictures(store: Store, plan: Plan) -> Iterator[np.ndarray]:
 
 
 def preview(store: Store, plan: Plan, classes: Sequence[str], per_class: int, credit: str) -> bytes:
-    """A PNG of the first pictures, one row a class, for at most `PREVIEW_ROWS` classes."""
+    """A PNG of the first pictures, one row a class, for the `PREVIEW_ROWS` classes that fill their rows best.
+
+    A class of fewer pictures ends in white ones.
+    """
     drawn = _read_npy(store.read(f"{plan.folder}/first.npy"))
     rows: dict[int, list[int]] = {}
     for i, label in enumerate(plan.labels[: len(drawn)]):
         rows.setdefault(label, []).append(i)
     columns = min(per_class, max(map(len, rows.values())))
-    full = [label for label in sorted(rows) if len(rows[label]) >= columns][:PREVIEW_ROWS]
-    chosen = [i for label in full for i in rows[label][:columns]]
-    return grid(drawn[chosen], [classes[label] for label in full], credit, max(1, 64 // drawn.shape[1]))
+    best = sorted(sorted(rows, key=lambda label: (-len(rows[label][:columns]), label))[:PREVIEW_ROWS])
+    sheet = np.full((len(best), columns, *drawn.shape[1:]), 255, np.uint8)
+    for row, label in enumerate(best):
+        found = rows[label][:columns]
+        sheet[row, : len(found)] = drawn[found]
+    pictures = sheet.reshape(-1, *drawn.shape[1:])
+    return grid(pictures, [classes[label] for label in best], credit, max(1, 64 // drawn.shape[1]))
 
 
 def delete(store: Store, plan: Plan) -> None:

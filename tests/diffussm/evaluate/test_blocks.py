@@ -90,3 +90,13 @@ def test_pictures_come_back_and_everything_can_be_deleted(store: Store) -> None:
     }  # fmt: skip
     blocks.delete(store, PLAN)
     assert list(store.keys()) == []
+
+
+def test_the_preview_shows_a_class_with_few_pictures(store: Store) -> None:
+    plan = replace(PLAN, labels=(0, 0, 0, 1))
+    blocks.make(store, plan, 0, Painting(), Colours())
+    sheet = np.asarray(Image.open(io.BytesIO(blocks.preview(store, plan, ["a", "b"], 3, ""))).convert("RGB"))
+    for label, shown in ((0, [0, 1, 2]), (1, [3])):
+        # Red is the picture's index, green its label, blue always 7.
+        of_label = (sheet[..., 2] == 7) & (sheet[..., 1] == label)
+        assert sorted(set(sheet[of_label][:, 0])) == shown
