@@ -280,3 +280,18 @@ def hold_first(folder: Path, rank: int, number: int) -> None:
         original(self, at, result, inputs)
 
     saver.Saver.step = holding  # type: ignore[method-assign]
+
+
+def hold_where_told(folder: Path, rank: int, number: int) -> None:
+    """After step n wait for as long as there is a file `hold-n`."""
+    from diffussm.train import saver
+
+    original, count = saver.Saver.step, itertools.count(1)
+
+    def holding(self: Any, at: Any, result: Any, inputs: Any) -> None:
+        original(self, at, result, inputs)
+        hold, gate = folder / f"hold-{next(count)}", threading.Event()
+        while hold.exists():
+            gate.wait(0.02)
+
+    saver.Saver.step = holding  # type: ignore[method-assign]
