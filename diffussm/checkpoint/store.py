@@ -7,6 +7,7 @@ and renaming, in a bucket because a put is atomic. S3's client keeps its own ret
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from diffussm.checkpoint.source import BLOCK_BYTES, Source
 from diffussm.errors import StorageError
 from diffussm.naming import is_remote, join
 
+_LOG = logging.getLogger(__name__)
 PART_BYTES = 16 << 20
 """Parts of an upload to a bucket."""
 _BODY_ATTEMPTS = 4
@@ -52,7 +54,10 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
-        """Put an object; with `create` raise AlreadyExists, atomically, if there is one."""
+        """Put an object; with `create` raise AlreadyExists if there is one.
+
+        Atomic in folders, and in buckets that know `If-None-Match`; elsewhere it is looked up first, with a warning.
+        """
 
     @abstractmethod
     def upload(self, source: Path, key: str) -> None:
@@ -266,9 +271,23 @@ class S3Store(Store):
 
     @override
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
+        from botocore.exceptions import ClientError
+
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if create else {}
         with self._explain(key):
-            self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+                return
+            except ClientError as error:
+                if not create or error.response.get("Error", {}).get("Code") != "NotImplemented":
+                    raise
+        _LOG.warning(
+            "%s: the store has no conditional writes; two starts of a run at the same moment are not told apart",
+            join(self.url, key),
+        )
+        if self.exists(key):
+            raise AlreadyExists(f"{join(self.url, key)}: exists already")
+        self.write(key, data)
 
     @override
     def upload(self, source: Path, key: str) -> None:
