@@ -167,9 +167,10 @@ def _block_activation_bytes(width: int, groups: int, ratio: int, bf16: bool) -> 
     """Tensors autograd keeps for one image.
 
     fp32 always: the block's input, its norm and the output before the gate. Else: h, both sides of the five GELUs
-    (W0, W1, W2: 1 each; W_down: 2; W_up: 2M, at length L), the SSM's output (2M), the product, and W3's input.
+    (W0, W1, W2: 1 each; W_down: 2; W_up: 2M, at length L), the SSM's output (2M), the product, and W3's input. Under bf16
+    two more stay fp32, the SSM's output as the operator gives it, and one is kept in both kinds.
     """
     element = 2 if bf16 else 4
-    fp32_tensors = 3
-    dense_tensors = 1 + 2 * (1 + 1 + 1 + 2 + 2 * ratio) + 2 * ratio + 1 + 1
+    fp32_tensors = 5 if bf16 else 3
+    dense_tensors = 1 + 2 * (1 + 1 + 1 + 2 + 2 * ratio) + 2 * ratio + 1 + (0 if bf16 else 1)
     return groups * width * (4 * fp32_tensors + element * dense_tensors)
