@@ -265,10 +265,11 @@ def logs(run: o.Named, overrides: o.Overrides = o.NO_OVERRIDES, lines: o.Lines =
     """Show a run's output."""
     from launch import runs
 
-    if follow:
-        local.run(runs.following(run, lines, overrides))
+    shown = runs.following(run, lines, overrides) if follow else runs.logs(run, lines, overrides)
+    if isinstance(shown, list):
+        local.run(shown)
     else:
-        for line in runs.logs(run, lines, overrides):
+        for line in shown:
             typer.echo(line)
 
 

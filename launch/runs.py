@@ -19,7 +19,7 @@ from diffussm.naming import RunPaths, absolute, check_run_name
 from launch import local, store
 from launch.background import Background
 from launch.slurm import Slurm
-from launch.target import Job, Target
+from launch.target import Job, Streams, Target
 
 NAMES = ("slurm", "kubernetes", "local")
 STORAGE = "DIFFUSSM_STORAGE"
@@ -160,13 +160,15 @@ def logs(run: str, lines: int, overrides: Sequence[str] = ()) -> Iterator[str]:
     return place.logs(job, lines)
 
 
-def following(run: str, lines: int, overrides: Sequence[str] = ()) -> list[str]:
-    """The command that shows the end of a log and what is added to it.
+def following(run: str, lines: int, overrides: Sequence[str] = ()) -> list[str] | Iterator[str]:
+    """The command that shows the end of a log and what is added to it; where no file holds it, the lines themselves.
 
     Raises:
         UsageError: as `newest`, or the output is in no file.
     """
     place, job = newest(run, overrides)
+    if isinstance(place, Streams):
+        return place.stream(job, lines)
     if not job.log:
         raise UsageError(f"--follow: the output of {job.id} on {place.name} is in no file", "leave --follow out")
     return ["/usr/bin/env", "tail", f"--lines={lines}", "--follow=name", "--retry", "--", job.log]

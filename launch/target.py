@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from diffussm.config.schema import Config
 from diffussm.naming import RunPaths
@@ -93,6 +93,14 @@ class Target(Protocol):
 
     def stop(self, job: Job, now: bool) -> str:
         """Let the job save and leave, or with `now` end it at once; returns what was done, for people."""
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A place whose output is in no file that can be followed, but which hands it over as it comes."""
+
+    def stream(self, job: Job, lines: int) -> Iterator[str]:
+        """The last lines of a job's output, and then what is added."""
 
 
 def tail(file: str, lines: int) -> Iterator[str]:

@@ -167,8 +167,8 @@ def _block_activation_bytes(width: int, groups: int, ratio: int, bf16: bool) -> 
     """Tensors autograd keeps for one image.
 
     fp32 always: the block's input, its norm and the output before the gate. Else: h, both sides of the five GELUs
-    (W0, W1, W2: 1 each; W_down: 2; W_up: 2M, at length L), the SSM's output (2M), the product, and W3's input. Under bf16
-    two more stay fp32, the SSM's output as the operator gives it, and one is kept in both kinds.
+    (W0, W1, W2: 1 each; W_down: 2; W_up: 2M, at length L), the SSM's output (2M), the product, and W3's input. Under
+    bf16 two more stay fp32, the SSM's output as the operator gives it, and one is kept in both kinds.
     """
     element = 2 if bf16 else 4
     fp32_tensors = 5 if bf16 else 3

@@ -111,15 +111,37 @@ class Kubernetes:
             watching.stop()
 
     def logs(self, job: Job, lines: int) -> Iterator[str]:
-        """The last lines of the driver: of the pod that handed it to the cluster, which repeats its output."""
+        """The last lines of the driver: of the pod that handed it to the cluster, which repeats its output.
+
+        Raises:
+            UsageError: a cluster to work in has no driver of ours.
+        """
+        return self._output(job, lines, follow=False)
+
+    def stream(self, job: Job, lines: int) -> Iterator[str]:
+        """As `logs`, and then what is added until that pod ends."""
+        return self._output(job, lines, follow=True)
+
+    def _output(self, job: Job, lines: int, *, follow: bool) -> Iterator[str]:
+        kind, name = _kind_and_name(job.id)
+        if kind == "RayCluster":
+            raise UsageError(
+                f"kubernetes: {job.id} is a cluster to work in and runs no job",
+                f"kubectl logs --namespace {self.client.namespace} service/{name}-head-svc shows Ray's own",
+            )
         core, namespace = self.client.core, self.client.namespace
-        with self.client.said(f"logs of {job.id}"):
-            found = core.list_namespaced_pod(namespace, label_selector=f"job-name={job.id}").items
+        with self.client.said(f"logs of {name}"):
+            found = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
             for pod in sorted(found, key=lambda each: each.metadata.creation_timestamp)[-1:]:
                 answer = core.read_namespaced_pod_log(
-                    pod.metadata.name, namespace, tail_lines=lines, _preload_content=False
+                    pod.metadata.name, namespace, tail_lines=lines, follow=follow, _preload_content=False
                 )
-                yield from answer.data.decode(errors="replace").splitlines()
+                rest = b""
+                for part in answer.stream():  # parts of lines as they come
+                    *whole, rest = (rest + part).split(b"\n")
+                    yield from (line.decode(errors="replace") for line in whole)
+                if rest:
+                    yield rest.decode(errors="replace")
 
 
 def job_of(made: dict[str, Any]) -> Job:

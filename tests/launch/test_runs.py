@@ -97,7 +97,9 @@ def test_stop_asks_every_job_that_is_alive(places: list[Place]) -> None:
 
 def test_logs_are_those_of_the_job_that_is_alive(places: list[Place], job: Job) -> None:
     assert list(runs.logs("a", 2)) == ["two", "three"]
-    assert runs.following("a", 2)[-1] == job.log
+    command = runs.following("a", 2)
+    assert isinstance(command, list)
+    assert command[-1] == job.log
     places[0].given = [replace(job, log="")]
     with pytest.raises(UsageError, match="--follow"):
         runs.following("a", 2)

@@ -11,6 +11,7 @@ import pytest
 from diffussm.errors import ConfigError, MissingError, UsageError
 from launch.kubernetes.names import MANAGED_LABEL, RUN_LABEL
 from launch.kubernetes.target import Kubernetes
+from launch.target import Streams
 from tests.launch.kubernetes import fake
 from tests.launch.kubernetes.cases import submission
 
@@ -160,3 +161,8 @@ def test_logs_are_those_of_the_newest_submitter(cluster: Kubernetes, api: fake.F
         api.logs[pod] = f"lines of {pod}"
     (job,) = cluster.jobs("a-run")
     assert list(cluster.logs(job, 10)) == ["lines of p2"]
+    api.logs["p2"] = "one\n\nthr\u00e9e\nno end"
+    assert isinstance(cluster, Streams)
+    assert list(cluster.stream(job, 10)) == ["one", "", "thr\u00e9e", "no end"]
+    with pytest.raises(UsageError, match="runs no job"):
+        list(cluster.logs(replace(job, id="raycluster/a-run"), 10))
