@@ -108,12 +108,18 @@ class Overseer:
         self._ask(preempt.of_drained(found, used, home, lambda staying: self._size(staying) > 0, time.time()))
         self._tell_places(group)
         self._tell_stragglers(group)
-        larger = should_grow(group.size, self._capacity(found), sizes_of(self.cfg)) if group.beats else 0
+        larger = self._grown(group, found)
         if larger:
             self._ask(Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work"))
         verdict = judge(ray.get(self.hub.seen.remote()), self.patience) if not group.hang else None
         if verdict is not None:
             self._end(verdict, group)
+
+    def _grown(self, group: Group, found: list[nodes.Node]) -> int:
+        """The larger size that a working group should take, or 0. A node that was just lost still counts for Ray."""
+        if not group.beats or not should_grow(group.size, self._capacity(found), sizes_of(self.cfg)):
+            return 0
+        return should_grow(group.size, self._capacity(nodes.reached(found)), sizes_of(self.cfg))
 
     def _tell_places(self, group: Group) -> None:
         """Store once, for each start, where its ranks run."""
