@@ -11,11 +11,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import queue
 import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from diffussm.data import latents, shards
 from diffussm.data.cursor import Cursor
 from diffussm.data.passport import FILE
 from diffussm.data.records import Records, open_records, reader_of
+from diffussm.errors import InfrastructureError
 from diffussm.naming import join
 
 SIDES = ("diffussm", "npy", "webdataset")
@@ -156,8 +158,13 @@ def _on_ranks(job: _Job, ranks: int) -> list[dict[str, list[float]]]:
         process.start()
     try:
         found: list[dict[str, list[float]]] = []
-        for _ in processes:
-            value = results.get(timeout=_START_S + 60.0 * job.rounds)
+        deadline = time.monotonic() + _START_S + 60.0 * job.rounds
+        while len(found) < ranks:
+            try:
+                value = results.get(timeout=1.0)
+            except queue.Empty:
+                _expect_alive(processes, deadline)
+                continue
             if isinstance(value, BaseException):
                 raise value
             found.append(value)
@@ -168,6 +175,14 @@ def _on_ranks(job: _Job, ranks: int) -> list[dict[str, list[float]]]:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def _expect_alive(processes: Sequence[Any], deadline: float) -> None:
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if codes:
+        raise InfrastructureError(f"a rank that measures ended with code {codes[0]}", "see what killed it: memory?")
+    if time.monotonic() > deadline:
+        raise InfrastructureError("the ranks that measure did not end in time", "set a smaller --samples or --rounds")
 
 
 def _rank(job: _Job, rank: int, ranks: int, meet: str, results: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import tempfile
@@ -210,14 +211,20 @@ def _set_up(cache: Path, place: str, made: Passport, cfg: Config, ranks: Ranks, 
     with storage_errors(str(cache)):
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob("*.part"):
-            if not Path(f"/proc/{left.name.split('.')[-2]}").exists():  # of a process that was killed
+            if not _lives(left.name.split(".")[-2]):
                 left.unlink(missing_ok=True)
+        for folder in cache.glob("arriving-*"):
+            if not _lives(folder.name.split("-")[1]):
+                shutil.rmtree(folder, ignore_errors=True)  # another rank may be faster
         held = sum(file.stat().st_size for file in cache.glob("*.mds"))
         free = shutil.disk_usage(cache).free + held
     index = cache / INDEX
     if not _is_index(index, made):  # not there yet, or damaged
         # A folder of its own: other jobs of this node may share the cache.
-        with storage_errors(str(cache)), tempfile.TemporaryDirectory(prefix="arriving-", dir=cache) as beside:
+        with (
+            storage_errors(str(cache)),
+            tempfile.TemporaryDirectory(prefix=f"arriving-{os.getpid()}-", dir=cache) as beside,
+        ):
             fetched = fetch(place, INDEX, Path(beside))
             if fetched is None:
                 raise _mismatch(place)
@@ -233,6 +240,11 @@ def _set_up(cache: Path, place: str, made: Passport, cfg: Config, ranks: Ranks, 
         cfg.data.shuffle_block_images, window * max(1, cfg.data.loader_workers), readers,
     )  # fmt: skip
     return limit_bytes(reading, cfg.data.cache_limit_bytes, free)
+
+
+def _lives(pid: str) -> bool:
+    """Whether the process that left something in the cache is still there, or was killed."""
+    return Path("/proc", pid).exists()
 
 
 def _is_index(path: Path, made: Passport) -> bool:

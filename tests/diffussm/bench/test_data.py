@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from diffussm.bench.data import SIDES, bench_data
-from diffussm.errors import StorageError
+from diffussm.bench.data import SIDES, _expect_alive, bench_data
+from diffussm.errors import InfrastructureError, StorageError
 from tests.runs import tiny_run
 from tests.s3 import S3Server
 
@@ -28,3 +31,15 @@ def test_all_sides_read_the_same_set_and_leave_nothing(tmp_path: Path, s3_server
 def test_a_url_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         bench_data(tiny_run(tmp_path), "/proc/nowhere", ranks=[1], samples=16, rounds=1, train_samples_per_s=1)
+
+
+def test_a_rank_that_is_killed_ends_the_measurement_with_a_reason() -> None:
+    process = multiprocessing.get_context("spawn").Process(target=signal.pause)
+    process.start()
+    _expect_alive([process], time.monotonic() + 60)
+    with pytest.raises(InfrastructureError, match="in time"):
+        _expect_alive([process], time.monotonic() - 1)
+    process.kill()
+    process.join()
+    with pytest.raises(InfrastructureError, match="code -9"):
+        _expect_alive([process], time.monotonic() + 60)

@@ -274,8 +274,9 @@ def test_start_after_any_end(cfg: Config, order: list[tuple[int, list[int]]], tm
             process.stdout.close()
     assert not [file.name for file in SHM.iterdir() if file.name.split("_")[0] in prefixes]
     (tmp_path / "cache" / next((tmp_path / "cache").iterdir()).name / f"shard.mds.{ranks[0].pid}.part").touch()
+    (tmp_path / "cache" / next((tmp_path / "cache").iterdir()).name / f"arriving-{ranks[0].pid}-x").mkdir()
     assert read_ids(open_here(cfg, tmp_path / "scratch"), Cursor(), 3) == order[:3]
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not [*(tmp_path / "cache").rglob("*.part"), *(tmp_path / "cache").rglob("arriving-*")]
 
 
 def test_corrupt_cache_is_named(cfg: Config, tmp_path: Path) -> None:
