@@ -50,6 +50,8 @@ class EvaluateRow:
     low: float
     high: float
     images_per_s: float | None
+    cpu_s: float | None
+    """Processor seconds of all workers, the median: what other work on the machine stretches least."""
     share: float | None
     """Part of the workers' time until the last block is stored."""
     over_one: float | None
@@ -77,7 +79,9 @@ def bench_evaluate(cfg: Config, folder: Path, *, workers: Sequence[int], images:
     began = time.perf_counter()
     reference = _reference(cfg, folder, images)
     took = time.perf_counter() - began
-    rows = [EvaluateRow("reference, once", 1, reference.n, took, took, took, reference.n / took, None, None, None)]
+    rows = [
+        EvaluateRow("reference, once", 1, reference.n, took, took, took, reference.n / took, None, None, None, None)
+    ]
     found: dict[int, list[dict[str, float]]] = {count: [] for count in workers}
     context = multiprocessing.get_context("spawn")
     lines = [context.Pipe() for _ in range(max(workers))]
@@ -98,7 +102,7 @@ def bench_evaluate(cfg: Config, folder: Path, *, workers: Sequence[int], images:
             features = blocks.features(open_store(place), plan, extractor.taps)
             judge(features, images, reference, extractor, checkpoint={}, settings={})
             done = time.perf_counter()
-            stages = {stage: sum(part[stage] for part in parts) for stage in STAGES}
+            stages = {stage: sum(part[stage] for part in parts) for stage in (*STAGES, "cpu")}
             found[count].append(stages | {"blocks": drawn - began, "metrics": done - drawn})
     for (ours, _), process in zip(lines, crew, strict=True):
         ours.send(None)
@@ -121,29 +125,24 @@ def bench_manifold(real: int, generated: int, dims: int) -> EvaluateRow:
     """Time and memory of precision and recall on random features, once, on this process's threads."""
     rng = np.random.default_rng(0)
     one, other = (rng.standard_normal((n, dims), np.float32) for n in (real, generated))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     rise = risen_gb(lambda: precision_recall(one, other))
-    took = time.perf_counter() - began
+    took, cpu_s = time.perf_counter() - began, time.process_time() - busy
     what = f"precision and recall, {generated:,} x {real:,} x {dims:,}"
-    return EvaluateRow(what, 1, generated, took, took, took, None, None, None, rise)
+    return EvaluateRow(what, 1, generated, took, took, took, None, cpu_s, None, None, rise)
 
 
 def _rows(
     count: int, images: int, rounds: list[dict[str, float]], single: list[dict[str, float]] | None
 ) -> list[EvaluateRow]:
-    def row(
-        what: str,
-        seconds: list[float],
-        rate: float | None = None,
-        share: float | None = None,
-        over: float | None = None,
-    ) -> EvaluateRow:
-        middle = statistics.median(seconds)
-        return EvaluateRow(what, count, images, middle, min(seconds), max(seconds), rate, share, over, None)
+    def row(what: str, seconds: list[float], **more: float | None) -> EvaluateRow:
+        rest: dict[str, float | None] = dict.fromkeys(("images_per_s", "cpu_s", "share", "over_one", "peak_rise_gb"))
+        return EvaluateRow(what, count, images, statistics.median(seconds), min(seconds), max(seconds), **rest | more)
 
     wall = [one["blocks"] for one in rounds]
     over = statistics.median(a["blocks"] / b for a, b in zip(single, wall, strict=True)) if single else None
-    rows = [row("blocks", wall, images / statistics.median(wall), 1.0, over)]
+    cpu = statistics.median(one["cpu"] for one in rounds)
+    rows = [row("blocks", wall, images_per_s=images / statistics.median(wall), cpu_s=cpu, share=1.0, over_one=over)]
     for stage in STAGES:
         share = statistics.median(one[stage] / (count * one["blocks"]) for one in rounds)
         rows.append(row(stage, [one[stage] for one in rounds], share=share))
@@ -189,8 +188,9 @@ def _work(cfg: Config, plan: Plan, line: Connection) -> None:
     while (asked := line.recv()) is not None:
         place, indices = asked
         seconds |= dict.fromkeys(STAGES, 0.0)
+        busy = time.process_time()
         for index in indices:
             report = blocks.make(open_store(place), plan, index, paint, extractor)
             seconds["extraction"] += report.extract_s
             seconds["store"] += report.store_s
-        line.send(seconds)
+        line.send(seconds | {"cpu": time.process_time() - busy})
