@@ -25,7 +25,8 @@ from diffussm.config.sets import each_set
 from diffussm.model.presets import check_fit
 from diffussm.naming import RunPaths
 from diffussm.observe.herald import Herald
-from diffussm.observe.log import Narrator, duration
+from diffussm.observe.log import Narrator
+from diffussm.observe.words import duration
 
 if TYPE_CHECKING:
     from diffussm.data.encode import Work
@@ -58,7 +59,9 @@ class Stages:
         """Make local places absolute, because workers start in folders of their own."""
         absolutely(cfg)
         paths = RunPaths(cfg.storage, cfg.name)
-        return Stages(cfg, paths, open_store(paths.root), Narrator(), warnings or Warnings(cfg.cluster.grace_s))
+        return Stages(
+            cfg, paths, open_store(paths.root), Narrator(name=cfg.name), warnings or Warnings(cfg.cluster.grace_s)
+        )
 
     def all(self) -> None:
         """The whole road. Nothing is done twice: what exists and fits is used."""

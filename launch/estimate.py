@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from diffussm.config.machines import Machine, machine
 from diffussm.config.plan import Batching, is_legal
 from diffussm.config.schema import Config, Precision
 from diffussm.model.counts import Counts, count
 from diffussm.model.footprint import USABLE, Footprint, footprint
 from launch.latent import Latent
-from launch.machines import Machine, machine
 
 
 @dataclass(frozen=True)

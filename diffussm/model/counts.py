@@ -49,6 +49,13 @@ class Counts:
         """Multiply-adds for one image's forward pass, kernels not included (they serve the whole batch)."""
         return self.dense_macs + self.fft_macs
 
+    def training_macs(self, micro_batch: int) -> float:
+        """Multiply-adds of one image's forward pass and of the backward pass, twice as many, with its share of kernels.
+
+        Recomputed activations do not count: a utilisation by this number is of useful work (MFU).
+        """
+        return 3 * (self.macs + self.kernel_macs / micro_batch)
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -19,18 +19,20 @@ DRIVER = "driver.jsonl"
 """Events that the driver saw: faults, decisions, warnings of any rank. Rank 0 writes events.jsonl."""
 
 
-class Journal:
-    """Appends JSON objects, one a line, to one key. One writer for each key; rank 0 or the driver.
+class Lines:
+    """Appends lines to one key. One writer for each key; rank 0 or the driver.
 
-    On disk a line is appended at once. A bucket knows no append: there a thread puts the whole journal anew, the
-    latest state only, so that a slow store delays no caller; `close` waits for the last put. Failures to write a
-    journal are logged and retried with the next line: training does not stop for its diary.
+    On disk a line is appended at once. A bucket knows no append: there a thread puts the whole file anew, the
+    latest state only, so that a slow store delays no caller; `close` waits for the last put. Failures to write
+    are logged and retried with the next line: training does not stop for its diary.
 
-    With a fence, lines of an attempt that is not the newest any more are refused.
+    With a fence, lines of an attempt that is not the newest any more are refused. `rest_s` seconds at least lie between
+    two puts into a bucket.
     """
 
-    def __init__(self, store: Store, key: str, fence: Fence | None = None) -> None:
-        self._store, self._key, self._fence = store, key, fence
+    def __init__(self, store: Store, key: str, fence: Fence | None = None, rest_s: float = 0.0) -> None:
+        self._store, self._key, self._fence, self._rest_s = store, key, fence, rest_s
+        self._closing = threading.Event()
         self._local = store.root / key if isinstance(store, LocalStore) else None
         if self._local is not None:
             self._local.parent.mkdir(parents=True, exist_ok=True)
@@ -43,9 +45,8 @@ class Journal:
         self._thread = threading.Thread(target=self._put_latest, name=f"journal {key}", daemon=True)
         self._thread.start()
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one object; `time` (seconds since 1970) is added."""
-        line = json.dumps({"time": round(time.time(), 3)} | record, default=str)
+    def append(self, line: str) -> None:
+        """Append one line."""
         if self._local is not None:
             if not self._allowed():
                 return
@@ -59,7 +60,8 @@ class Journal:
         self._wake.put(True)
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """Wait until the journal is in the store."""
+        """Wait until everything is in the store."""
+        self._closing.set()
         if self._local is None:
             self._wake.put(False)
             self._thread.join(timeout_s)
@@ -86,11 +88,12 @@ class Journal:
                 except queue.Empty:
                     break
             written = self._put("it is tried again with the next line")
+            self._closing.wait(self._rest_s)
         if not written:
             self._put("its last lines are lost")
 
     def _put(self, otherwise: str) -> bool:
-        """Put the whole journal; False, with a warning, if the store refused."""
+        """Put the whole file; False, with a warning, if the store refused."""
         if not self._allowed():
             return True
         try:
@@ -99,6 +102,14 @@ class Journal:
             _LOG.warning("%s was not written, %s: %s", self._key, otherwise, error)
             return False
         return True
+
+
+class Journal(Lines):
+    """Lines that are JSON objects."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one object; `time` (seconds since 1970) is added."""
+        self.append(json.dumps({"time": round(time.time(), 3)} | record, default=str))
 
 
 def count_lines(store: Store, key: str) -> int:

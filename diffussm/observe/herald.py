@@ -13,13 +13,17 @@ from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.errors import StorageError
 from diffussm.naming import RunPaths
-from diffussm.observe.events import DRIVER, Journal, count_lines
+from diffussm.observe.events import DRIVER, Journal, Lines, count_lines
 from diffussm.observe.log import Narrator
 from diffussm.observe.mirror import Mirror
 from diffussm.observe.sinks import Sink
 from diffussm.observe.tensorboard_sink import TensorBoard
 from diffussm.observe.wandb_sink import Wandb, abandon, step_after, wandb_mode
 
+LOG = "log.txt"
+"""What a person was told, in plain lines with their dates, of all starts."""
+LOG_REST_S = 30.0
+"""Seconds between two puts of that file into a bucket."""
 JOURNALS = ("metrics.jsonl", "telemetry.jsonl", "evaluations.jsonl", DRIVER)
 """Those with at least a line for each W&B step."""
 
@@ -57,6 +61,8 @@ class Herald:
             make_board = partial(TensorBoard, Mirror(store, "tensorboard", scratch))
             self._sinks.append(Sink("TensorBoard", make_board, narrator.say))
         self._journal = Journal(store, DRIVER)
+        self._log = Lines(store, LOG, rest_s=LOG_REST_S)
+        narrator.log = self._log.append
 
     def hear(self, record: dict[str, Any]) -> None:
         """Pass on a record of kind `progress`, `telemetry`, `event`, `evaluation` or `picture`. Returns at once."""
@@ -77,6 +83,8 @@ class Herald:
         except StorageError as error:
             self._narrator.say(f"W&B's files were not kept: {error.message}")
         self._journal.close()
+        self._narrator.log = None
+        self._log.close()
         self._scratch.cleanup()
 
     def _keep(self, record: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.store import Store
-from diffussm.config.schema import Config
+from diffussm.config.schema import Config, Precision
 from diffussm.observe.events import Journal
 from diffussm.observe.goodput import Ledger
 from diffussm.observe.meter import Meter
+from diffussm.observe.peak import peak
 from diffussm.train.engine import StepResult
 from diffussm.train.intervals import due
 from diffussm.train.phases import Phases
@@ -31,9 +32,11 @@ class Logger:
     """Rank 0's voice: metrics.jsonl, telemetry.jsonl, events.jsonl and the driver. Silent on the other ranks."""
 
     def __init__(
-        self, cfg: Config, world: World, store: Store, attempt: int, announce: Announce, phases: Phases
+        self, cfg: Config, world: World, store: Store, attempt: int, announce: Announce, phases: Phases, macs: float
     ) -> None:  # fmt: skip
+        """`macs` are the multiply-adds of training on one image."""
         self.cfg, self.world, self.attempt, self.announce, self.phases = cfg, world, attempt, announce, phases
+        self._macs, self._peak = macs, 0.0
         self._losses: list[Tensor] = []
         self._samples = 0
         self._was_skipped = False
@@ -46,10 +49,14 @@ class Logger:
 
     def begin(self, at: Counters) -> None:
         """Start the clock of rate and ETA, and say where the training goes on."""
-        self._meter = Meter(at.images, self.cfg.train.images)
+        about: dict[str, Any] = {}
         if self.world.leads:
+            found = peak(self.world.device, bf16=self.cfg.train.precision is Precision.bf16)
+            self._peak = found.macs_per_s * self.world.size
+            about = {"peak_macs_per_s": round(self._peak), "peak": found.source}
             self._ledger.begin(at.images, self._seconds())
-        self.event("resumed" if at.images else "started", images=at.images, world_size=self.world.size)
+        self._meter = Meter(at.images, self.cfg.train.images)
+        self.event("resumed" if at.images else "started", images=at.images, world_size=self.world.size, **about)
 
     def measured(self, record: dict[str, Any] | None) -> None:
         """What telemetry saw in a step, if it looked: one line in telemetry.jsonl, and to the driver."""
@@ -90,6 +97,8 @@ class Logger:
             "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
             "lr": lr,
             "images_per_s": round(reading.rate, 2),
+            "macs_per_s": round(reading.rate * self._macs),
+            "mfu": round(reading.rate * self._macs / self._peak, 4),
             "nonfinite_steps": at.nonfinite_steps,
             "attempt": self.attempt,
             "samples": f"{seen % (1 << 64):016x}",

@@ -15,6 +15,7 @@ from diffussm.data.cursor import Cursor
 from diffussm.diffusion.process import Process
 from diffussm.errors import DiffuSSMError
 from diffussm.model import build_model
+from diffussm.model.counts import count
 from diffussm.naming import RunPaths
 from diffussm.train import lineage
 from diffussm.train.ahead import ahead
@@ -59,7 +60,8 @@ def train(
     engine = Engine(model.to(world.device), cfg.train, accumulation(cfg), world)
     averages = Averages(engine.slices(), cfg.train)
     telemetry = Telemetry(cfg, engine, averages)
-    logger = Logger(cfg, world, store, attempt, announce, control.phases)
+    macs = count(cfg.model, data.latent).training_macs(micro_batch(cfg))
+    logger = Logger(cfg, world, store, attempt, announce, control.phases, macs)
     saver = Saver(cfg, engine, averages, store, attempt, logger)
     snapshots = Snapshots(saver)
     leaving = Leaving(cfg, control, world.size)

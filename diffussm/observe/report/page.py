@@ -11,9 +11,9 @@ from typing import Any
 
 from diffussm.config.explain import describe, plain_text
 from diffussm.observe.goodput import CAUSES
-from diffussm.observe.log import duration
 from diffussm.observe.report.figures import figures, is_fault, stamp, told
 from diffussm.observe.report.gather import Grid, Story
+from diffussm.observe.words import duration
 
 TEMPLATE = "page.html.j2"
 MOST_EVENTS = 400

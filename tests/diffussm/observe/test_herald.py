@@ -45,4 +45,6 @@ def test_plain_journals_alone_are_a_choice(tmp_path: Path) -> None:
     herald = Herald(config(tmp_path, wandb=WandbMode.disabled), open_store(str(tmp_path / "r")), Narrator(), {})
     herald.hear(PROGRESS)
     herald.close()
-    assert [path.name for path in (tmp_path / "r").iterdir()] == []
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["log.txt"]
+    (line,) = (tmp_path / "r" / "log.txt").read_text().splitlines()
+    assert "loss 1.5" in line

@@ -2,21 +2,17 @@ from __future__ import annotations
 
 import io
 
-import pytest
+from diffussm.observe.log import Narrator
 
-from diffussm.observe.log import Narrator, duration
+PROGRESS = {
+    "kind": "progress", "images": 72, "total": 72, "loss": 1.5, "grad_norm": 1.0, "lr": 1e-4, "images_per_s": 5.0,
+    "eta_s": 0.0,
+}  # fmt: skip
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03"), (float("inf"), "?")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_a_log_gets_plain_lines_with_rate_and_eta_not_too_many() -> None:
@@ -44,18 +40,26 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_workers_are_heard() -> None:
     stream = io.StringIO()
     narrator = Narrator(stream)
-    progress = {
-        "kind": "progress",
-        "images": 64,
-        "total": 64,
-        "loss": None,
-        "grad_norm": 1.0,
-        "lr": 1e-4,
-        "images_per_s": 5.0,
-    }
-    narrator.hear(progress | {"nonfinite_steps": 3})
+    narrator.hear(PROGRESS | {"loss": None, "nonfinite_steps": 3})
     narrator.hear({"kind": "event", "event": "saved", "attempt": 1, "images": 64})
     text = stream.getvalue()
     assert "loss not finite" in text
-    assert "non-finite steps 3" in text
+    assert "checkpoint none yet" in text
+    assert "skipped steps 3" in text
     assert "saved: images 64" in text
+
+
+def test_a_file_gets_dated_lines_while_a_terminal_shows_a_panel() -> None:
+    stream, now, kept = Terminal(), [0.0], list[str]()
+    narrator = Narrator(stream, clock=lambda: now[0], name="my-run")
+    narrator.log = kept.append
+    for images in range(8, 73, 8):
+        now[0] += 2.0
+        narrator.hear(PROGRESS | {"images": images})
+    narrator.say("between")
+    narrator.end()
+    assert len(kept) == 4  # at 2, 12 and 16 s, the last image among them, and what was said
+    assert kept[-1].endswith("between")
+    assert kept[0][:2] == "20"
+    assert "\x1b" not in "".join(kept)
+    assert "my-run" in stream.getvalue()

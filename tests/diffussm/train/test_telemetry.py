@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from diffussm.checkpoint.manifest import Counters
 from diffussm.config.schema import Config, ObserveConfig
+from diffussm.model.counts import count
+from diffussm.model.presets import LatentShape
 from diffussm.train import loop
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
@@ -100,6 +102,12 @@ def test_a_run_tells_it_and_stays_the_same_run(tmp_path: Path) -> None:
     for line in lines:
         found = [line[f"loss_q{i}"] for i in range(1, 5) if f"loss_q{i}" in line]
         assert min(found) <= line["loss"] <= max(found)
+    macs = count(telling.model, LatentShape(4, 8, 8, 2)).training_macs(RUN_BATCH)
+    started = next(r for r in heard if r.get("event") == "started")
+    assert "measured" in started["peak"]
+    for line in lines:
+        assert line["macs_per_s"] == pytest.approx(line["images_per_s"] * macs, rel=1e-2)
+        assert line["mfu"] == pytest.approx(line["macs_per_s"] / started["peak_macs_per_s"], abs=1e-4)
     text = (Path(telling.storage) / "telling" / "telemetry.jsonl").read_text()
     records = [json.loads(line) for line in text.splitlines()]
     assert [record["images"] for record in records] == [4 * RUN_BATCH, 6 * RUN_BATCH]

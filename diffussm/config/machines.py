@@ -72,3 +72,9 @@ def machine(plan: PlanConfig) -> Machine:
     return replace(
         row, efficiency=plan.efficiency or row.efficiency, gpu_hour_price=plan.gpu_hour_price or row.gpu_hour_price
     )
+
+
+def of_card(name: str) -> Machine | None:
+    """The row of a card by the name its driver gives, such as "NVIDIA H100 80GB HBM3"; None if no row is its. Pure."""
+    words = name.upper().replace("-", " ").split()
+    return next((row for key, row in MACHINES.items() if key in words), None)

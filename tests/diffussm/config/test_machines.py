@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from diffussm.config.machines import MACHINES, machine, of_card
 from diffussm.config.schema import PlanConfig
 from diffussm.errors import ConfigError
-from launch.machines import MACHINES, machine
 
 
 @pytest.mark.parametrize("row", MACHINES.values(), ids=lambda row: row.name)
@@ -28,3 +28,11 @@ def test_the_config_overrides_efficiency_and_price() -> None:
 def test_an_unknown_card_is_refused() -> None:
     with pytest.raises(ConfigError, match="A100, H100, H200, B200"):
         machine(PlanConfig(machine="TPU"))
+
+
+def test_a_card_is_found_by_the_name_of_its_driver() -> None:
+    for name, row in (("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA B200", "B200")):
+        found = of_card(name)
+        assert found is not None
+        assert found.name == row
+    assert of_card("NVIDIA GeForce RTX 4090") is None
