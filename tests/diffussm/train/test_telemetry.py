@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from diffussm.checkpoint.manifest import Counters
 from diffussm.config.schema import Config, ObserveConfig
+from diffussm.data.passport import FILE, Passport
 from diffussm.model.counts import count
-from diffussm.model.presets import LatentShape
 from diffussm.train import loop
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
@@ -102,7 +102,8 @@ def test_a_run_tells_it_and_stays_the_same_run(tmp_path: Path) -> None:
     for line in lines:
         found = [line[f"loss_q{i}"] for i in range(1, 5) if f"loss_q{i}" in line]
         assert min(found) <= line["loss"] <= max(found)
-    macs = count(telling.model, LatentShape(4, 8, 8, 2)).training_macs(RUN_BATCH)
+    latents = Passport.from_json((Path(cfg.data.latents) / FILE).read_text(), FILE)
+    macs = count(telling.model, latents.latent).training_macs(RUN_BATCH)
     started = next(r for r in heard if r.get("event") == "started")
     assert "measured" in started["peak"]
     for line in lines:
