@@ -316,6 +316,22 @@ def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
 _BENCHES = ("op", "parts", "block", "loop", "data", "save", "evaluate")
 
 
+@app.command()
+def profile(
+    config: o.Config,
+    overrides: o.Overrides = o.NO_OVERRIDES,
+    steps: o.ProfileSteps = 10,
+    ranks: o.Ranks = 1,
+    as_json: o.Json = False,
+) -> None:
+    """Say where a step's time goes, part by part.
+
+    Data, forward by part, backward, reduce, optimizer, averages and save, on this machine. A trace of steps in the run
+    itself: train.profile.at_images.
+    """
+    local.run(local.profile(local.read(config, overrides), as_json, {"steps": steps, "ranks": ranks}))
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
     """Measure: op, parts, block, loop, data, save or evaluate.

@@ -126,6 +126,12 @@ def bench(what: str, passed: Sequence[str]) -> list[str]:
     return [*module("diffussm.bench"), what, *passed]
 
 
+def profile(job: Job, as_json: bool, flags: Mapping[str, object]) -> list[str]:
+    """The command line of `diffussm profile`."""
+    json = ["--json"] if as_json else []
+    return [*module("diffussm.bench.step"), *json, *_flags(flags), job.path, *job.overrides]
+
+
 def run(command: Sequence[str]) -> NoReturn:
     """Become `command`: signals reach it directly and its exit code is ours."""
     sys.stdout.flush()

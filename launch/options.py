@@ -68,6 +68,9 @@ Plan = Annotated[str, Option("--plan", metavar="PLAN", help="YAML file of faults
 Plain = Annotated[bool, Option("--plain", help="Kill the same network under plain Ray Train too, for comparison.")]
 Starts = Annotated[int, Option(min=1, help="Most starts of the faulty run's driver.")]
 
+ProfileSteps = Annotated[int, Option("--steps", min=1, help="Steps of each kind that are timed.")]
+Ranks = Annotated[int, Option(min=1, help="Processes, each with the share of a step that a rank has in the run.")]
+
 NO_OVERRIDES: list[str] = []
 
 Bench = Annotated[str, Argument(metavar="op|block|loop|data", help="What to measure.")]

@@ -259,6 +259,11 @@ def _train_problems(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.start_from and not _is_place(train.start_from):
         yield f"train.start_from: found {train.start_from!r}; allowed: a run's folder or s3://bucket/prefix/run"
+    if any(images < 1 for images in train.profile.at_images):
+        yield f"train.profile.at_images: found {list(train.profile.at_images)}; allowed: whole numbers from 1"
+    last = cfg.cluster.workers - 1
+    if train.profile.at_images and any(not 0 <= rank <= last for rank in train.profile.ranks):
+        yield f"train.profile.ranks: found {list(train.profile.ranks)}; allowed: 0 to {last} (cluster.workers - 1)"
     if train.start_from.partition("/checkpoints/")[0].rstrip("/") == f"{cfg.storage.rstrip('/')}/{cfg.name}":
         yield f"train.start_from: found {train.start_from!r}; allowed: another run than this one"
     if train.images < train.global_batch:

@@ -101,6 +101,18 @@ class DiffusionConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Traces of single steps, in the run's folder `profiles`."""
+
+    at_images: list[int] = field(default_factory=list)
+    """Each step in which the image of one of these numbers is seen is traced; [] traces none."""
+    ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that write a trace."""
+    memory: bool = True
+    """Also say which operators take memory, and on a GPU keep a snapshot of the allocator."""
+
+
+@dataclass
 class TrainConfig:
     """Optimisation."""
 
@@ -146,6 +158,8 @@ class TrainConfig:
     """Images between two logged lines."""
     max_nonfinite_steps: int = 20
     """Non-finite steps in a row after which the run stops; each is skipped, counted and shown."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Traces of single steps."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from diffussm.train.guard import Guard
 from diffussm.train.logger import Announce, Logger
 from diffussm.train.optim import learning_rate, steps_left
 from diffussm.train.phases import Phase
+from diffussm.train.profiler import Profiler
 from diffussm.train.saver import Saver
 from diffussm.train.snapshots import Snapshots
 from diffussm.train.step import Inputs, draw, loss
@@ -62,6 +63,7 @@ def train(
     telemetry = Telemetry(cfg, engine, averages)
     macs = count(cfg.model, data.latent).training_macs(micro_batch(cfg))
     logger = Logger(cfg, world, store, attempt, announce, control.phases, macs)
+    profiler = Profiler(cfg, world, store, logger.event)
     saver = Saver(cfg, engine, averages, store, attempt, logger)
     snapshots = Snapshots(saver)
     leaving = Leaving(cfg, control, world.size)
@@ -81,6 +83,7 @@ def train(
     try:
         enter(Phase.DATA)
         for epoch, samples, micros in coming:
+            profiler.begin(at.images + cfg.train.global_batch)
             lr = learning_rate(cfg.train, at.images)
             measure = telemetry.gradients if telemetry.due(at.images + cfg.train.global_batch) else None
             losses = [partial(loss, process=process, inputs=inputs, note=telemetry.note) for inputs in micros]
@@ -95,6 +98,7 @@ def train(
             enter(Phase.SAVE)
             snapshots.step(at)
             saver.step(at, result, micros)
+            profiler.end(at.images)
             leaving.step(at, saver.leave, checkpoint=saver.due)
             enter(Phase.DATA)
         data.close()

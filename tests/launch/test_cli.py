@@ -18,7 +18,7 @@ from launch import cli, local
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
     "prepare", "data", "train", "sample", "evaluate", "export", "checkpoints", "ema", "report", "config", "plan",
-    "submit", "status", "logs", "stop", "list", "chaos", "doctor", "bench",
+    "submit", "status", "logs", "stop", "list", "chaos", "doctor", "profile", "bench",
 )  # fmt: skip
 WITHOUT_CONFIG = ("data", "checkpoints", "ema", "status", "logs", "stop", "list", "doctor", "bench")
 

@@ -77,6 +77,7 @@ def test_the_defaults_are_legal(tmp_path: Path) -> None:
         "train.warmup_images=100_001",
         "train.decay_images=100_001",
         "train.grad_clip=-1",
+        "train.profile.at_images=[0]",
         "train.zero_stage=4",
         "train.ema=1",
         "train.ema=-0.1",

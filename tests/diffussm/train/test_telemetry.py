@@ -104,7 +104,7 @@ def test_a_run_tells_it_and_stays_the_same_run(tmp_path: Path) -> None:
         assert min(found) <= line["loss"] <= max(found)
     latents = Passport.from_json((Path(cfg.data.latents) / FILE).read_text(), FILE)
     macs = count(telling.model, latents.latent).training_macs(RUN_BATCH)
-    started = next(r for r in heard if r.get("event") == "started")
+    started = [r for r in heard if r.get("event") == "started"][-1]
     assert "measured" in started["peak"]
     for line in lines:
         assert line["macs_per_s"] == pytest.approx(line["images_per_s"] * macs, rel=1e-2)
