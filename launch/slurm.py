@@ -145,7 +145,8 @@ def _context(submission: Submission) -> dict[str, Any]:
         "warning_s": slurm.warning_s,
         "start_timeout_s": slurm.start_timeout_s,
         "cpus": _cpus(cfg, each),
-        "ray_cpus": math.ceil(each * cfg.cluster.cpus_per_worker + SPARE_CPUS),
+        # No more than the ranks take, or Ray would put the next node's ranks here too.
+        "ray_cpus": math.ceil(each * cfg.cluster.cpus_per_worker),
         "gpus": _gpus(cfg, each),
         "config": _Verbatim(submission.config),
         "delimiter": _delimiter(submission.config),

@@ -170,12 +170,17 @@ class Pods:
 
     def _mount(self, made: dict[str, Any], name: str) -> None:
         spec = made["spec"]
+        # Podman has one volume of a name for all pods; an emptyDir is one pod's.
+        renamed = {each["name"]: f"{name}-{each['name']}" for each in spec["volumes"] if "emptyDir" in each}
+        for each in [*spec["volumes"], *spec["containers"][0]["volumeMounts"]]:
+            each["name"] = renamed.get(each["name"], each["name"])
         volumes = {each["name"]: each for each in spec["volumes"]}
-        if "shm" in volumes:
-            memory = self._memory(name)
-            memory.mkdir(parents=True)
-            os.chown(memory, USER, USER)
-            volumes["shm"] = {"name": "shm", "hostPath": {"path": str(memory)}}
+        for volume, each in volumes.items():
+            if each.get("emptyDir", {}).get("medium") == "Memory":
+                memory = self._memory(name)
+                memory.mkdir(parents=True)
+                os.chown(memory, USER, USER)
+                volumes[volume] = {"name": volume, "hostPath": {"path": str(memory)}}
         places = dict.fromkeys([*READ_ONLY, str(ROOT), sys.base_prefix, sys.prefix, str(Path(sys.prefix).resolve())])
         inside = [place for place in places if not any(_below(place, other) for other in places)]
         for index, place in enumerate(inside):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +150,8 @@ def cluster_spec(cfg: Config, grace: Grace) -> ClusterSpec:
     gpus = round(ranks * cfg.cluster.gpus_per_worker)
     head = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"}  # noqa: S104 - inside the pod's network
     object_store = {"object-store-memory": "104857600"}  # no data travels through Ray
-    worker = {"num-cpus": f"{round(ranks * cfg.cluster.cpus_per_worker + 1)}", "num-gpus": f"{gpus}"}
+    # No more than the ranks take, or Ray would put the next node's ranks here too; the pod has one more for Ray itself.
+    worker = {"num-cpus": f"{math.ceil(ranks * cfg.cluster.cpus_per_worker)}", "num-gpus": f"{gpus}"}
     return ClusterSpec(
         headGroupSpec=HeadGroup(pods.head(cfg, grace), head | object_store),
         workerGroupSpecs=[

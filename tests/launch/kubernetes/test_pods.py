@@ -59,7 +59,7 @@ def test_the_first_process_gets_the_signal_by_preStop_and_whole_words(pods: Pods
     words = play(pods, 2.0, GRACE)
     assert words == [
         "--address=10.78.0.9:6379", "--block", "--dashboard-agent-listen-port=52365", "--memory=1",
-        "--metrics-export-port=8080", "--num-cpus=2", "--num-gpus=0", "--object-store-memory=104857600",
+        "--metrics-export-port=8080", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=104857600",
     ]  # fmt: skip
     assert pods.exec("worker", "id", "-u").strip() == "1000"
     assert "Read-only file system" in pods.exec("worker", "touch", "/x", check=False)
@@ -106,7 +106,7 @@ def test_ray_is_the_first_process_and_is_drained(pods: Pods) -> None:
         said = pods.exec("head", "python", "-P", "-c", ALIVE)
         return json.loads(said.split("NODES ")[1].splitlines()[0])
 
-    wait(lambda: [True, False, 2] in nodes(), "the worker's node", 60, lambda: pods.logs("worker"))
+    wait(lambda: [True, False, 1] in nodes(), "the worker's node", 60, lambda: pods.logs("worker"))
     took = pods.evict("worker")
     assert took < GRACE.pod_s
     assert not pods.running("worker")

@@ -96,6 +96,7 @@ def test_two_nodes_of_four_gpus_and_a_head_without_any() -> None:
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert (limits["nvidia.com/gpu"], limits["cpu"]) == ("4", "25")
+    assert group["rayStartParams"]["num-cpus"] == "24"  # four ranks of six: Ray could put no fifth here
     head = cluster["headGroupSpec"]
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
