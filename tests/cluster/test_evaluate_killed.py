@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ import ray
 
 from cluster import env
 from cluster.evaluate import CURVE, JOURNAL, Job
-from diffussm.checkpoint.store import LocalStore
+from diffussm.checkpoint.store import LocalStore, Store, open_store
 from diffussm.config.schema import Config
 from diffussm.observe.events import read_journal
 from tests.evaluations import agreed, results
+from tests.s3 import S3Server
 
 WAIT_S = 120
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -78,21 +81,21 @@ def _evaluate(cfg: Config, world: int, address: str, last: int | None, variables
         if moments == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    job = Job(cfg, LocalStore(f"{cfg.storage}/{cfg.name}"), None, say=lambda line: None)
+    job = Job(cfg, open_store(f"{cfg.storage}/{cfg.name}"), None, say=lambda line: None)
     if world > 1:
         ray.init(address=address, runtime_env={"env_vars": env.apply(cfg)}, log_to_driver=False)
         job.progress = tick
         job.on_ray(world)
         ray.shutdown()
         return
-    for name in ("_publish", "delete"):
-        _around(name, tick)
+    for name in ("_publish" if isinstance(job.store, LocalStore) else "write", "delete"):
+        _around(type(job.store), name, tick)
     job.here()
 
 
-def _around(name: str, tick: Any) -> None:
+def _around(store: type[Store], name: str, tick: Any) -> None:
     """Moments before and after each call of one of the store's verbs."""
-    original = getattr(LocalStore, name)
+    original = getattr(store, name)
 
     def wrapped(*arguments: Any) -> Any:
         tick()
@@ -100,7 +103,7 @@ def _around(name: str, tick: Any) -> None:
         tick()
         return done
 
-    setattr(LocalStore, name, wrapped)
+    setattr(store, name, wrapped)
 
 
 def check(cfg: Config, store: LocalStore, expected: dict[str, Any]) -> None:
@@ -133,6 +136,25 @@ def test_killed_at_every_moment_it_goes_on(scored: Config, expected: dict[str, A
         evaluate(scored, 1, "", None)
         check(scored, store, expected)
     assert last == 2 * 15 + 1
+
+
+def test_a_run_in_a_bucket_has_the_same_result_after_two_kills(
+    scored: Config, expected: dict[str, Any], s3_server: S3Server
+) -> None:
+    source, cfg = LocalStore(f"{scored.storage}/{scored.name}"), replace(scored, storage=s3_server.url("evaluated"))
+    store = open_store(f"{cfg.storage}/{cfg.name}")
+    for key in list(source.keys()):
+        if not key.startswith("evaluations"):
+            store.write(key, source.read(key))
+    for last in (
+        5,
+        12,
+    ):  # before the second block; then, of what was left, between the result and its line in the journal
+        assert evaluate(cfg, 1, "", last)
+    assert not evaluate(cfg, 1, "", None)
+    (line,) = read_journal(store, JOURNAL)
+    assert {line["key"]: agreed(json.loads(store.read(line["key"])))} == expected
+    assert list(store.keys("evaluations/partial")) == []
 
 
 @pytest.mark.long
