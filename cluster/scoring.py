@@ -174,6 +174,7 @@ class Scorer:
             "diffusion": plain["diffusion"],
             "precision": plain["train"]["precision"],
             "device": self.device.type,
+            "threads": cfg.cluster.threads_per_worker,
             "weights": self.painter.digest,
             "autoencoder": self.passport.autoencoder_digest,
             "data": self.passport.index_digest,
