@@ -98,9 +98,9 @@ def parsed(line: Line) -> dict[str, Any]:
     except Exit:  # --help, --version
         return {}
     except TyperException as error:
-        lacking = str(error).startswith("Missing parameter")
-        assert lacking and not line.whole, f"{line.where}: diffussm {line.name}: {error}"
-        return {}
+        if str(error).startswith("Missing parameter") and not line.whole:
+            return {}
+        raise AssertionError(f"{line.where}: diffussm {line.name}: {error}") from error
 
 
 def test_commands_are_found_at_all() -> None:
