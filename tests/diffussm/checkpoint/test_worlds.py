@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffussm.bench.save import _watch
+from diffussm.bench.machine import risen_gb
 from diffussm.checkpoint import digest, restore
 from diffussm.checkpoint.manifest import Counters, File, Manifest
 from diffussm.checkpoint.snapshot import Part, Snapshot
@@ -120,11 +120,10 @@ def test_reading_a_share_needs_its_memory_and_a_fixed_buffer(tmp_path: Path) -> 
         Part(f"p{i}", shapes[i], low, {kind: torch.full((numel,), -1.0) for kind in KINDS})
         for i, low, numel in flat_partition(shapes, 8, 3)
     ]
-    risen: dict[str, float] = {}
-    _watch(lambda: restore.restore_newest([store], parts, pytest.fail, attempt=1), risen, "restore")
+    risen = risen_gb(lambda: restore.restore_newest([store], parts, pytest.fail, attempt=1))
     for part, (i, low, numel) in zip(parts, flat_partition(shapes, 8, 3), strict=True):
         for kind, tensor in part.tensors.items():
             assert torch.equal(tensor, content(kind, i, shapes[i])[low : low + numel])
-    if not risen:
+    if risen is None:
         pytest.skip("this kernel does not tell a process its peak memory")
-    assert risen["restore"] < 0.03, f"{risen['restore']:.3f} GB"
+    assert risen < 0.03, f"{risen:.3f} GB"
