@@ -75,7 +75,8 @@ ECHO = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|time
 
 _KILLED_FOR_MEMORY = re.compile(r"running low on memory|memory usage threshold", re.I)
 """Ray's memory monitor. Its text on any other death advises to look for the kernel's OOM killer, which says nothing."""
-_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory", re.I)
+_NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|can't start new thread", re.I)
+"""A thread needs room for its stack, and is often what comes first when there is none."""
 """torch's allocators raise plain RuntimeErrors on the CPU."""
 _NODE_DIED = re.compile(r"node (has )?(died|was terminated|is dead)|node .{0,80}\bdead\b", re.I)
 

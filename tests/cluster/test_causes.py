@@ -40,6 +40,7 @@ def dead(
         ({0: ECHO, 1: dead("Task was killed due to the node running low on memory")}, Cause.MEMORY, 1),
         ({0: ECHO, 1: type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})("CUDA")}, Cause.MEMORY, 1),
         ({0: ECHO, 1: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")}, Cause.MEMORY, 1),
+        ({0: ECHO, 1: RuntimeError("can't start new thread")}, Cause.MEMORY, 1),
         ({0: ECHO, 1: MemoryError()}, Cause.MEMORY, 1),
         ({0: ECHO, 1: ECHO}, Cause.PEER, 0),
         ({0: ECHO, 1: ConnectionResetError("reset")}, Cause.PEER, 0),
