@@ -313,7 +313,7 @@ def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> No
     local.run(local.preflight(local.read(config, overrides) if config else None))
 
 
-_BENCHES = ("op", "parts", "block", "loop", "data", "save", "evaluate")
+_BENCHES = ("op", "parts", "block", "loop", "data", "save", "evaluate", "log")
 
 
 @app.command()
@@ -334,12 +334,13 @@ def profile(
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(what: o.Bench, passed: o.Passed = o.NO_OVERRIDES) -> None:
-    """Measure: op, parts, block, loop, data, save or evaluate.
+    """Measure: op, parts, block, loop, data, save, evaluate or log.
 
     op: the operator's backends against the textbook formula. parts: where its time goes. block: against a DiT block.
     loop: our training loop against a bare one. data: the reader of latents against the training, a folder of .npy and
     WebDataset (--url, --ranks, --samples). save: a save and a restore against DeepSpeed's own. evaluate: pictures a
     second and where the time goes (--images, --workers), precision and recall (--manifold REAL,GENERATED,DIMS).
+    log: what telling of a run costs its steps.
     Options: --lengths, --batches, --widths, --modes, --backends (A,B,...), --rounds, --threads, --json.
     """
     if what not in _BENCHES:

@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that `launch` renders."""
     parser = argparse.ArgumentParser(prog="diffussm bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=tuple(_BENCHES))
-    parser.add_argument("config", nargs="?", default="", help="for loop, data and evaluate: the run that is measured")
+    parser.add_argument("config", nargs="?", default="", help="for loop, log, data, evaluate: the run that is measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--lengths", type=_numbers, default=[64, 256, 1024, 4096, 16384])
     parser.add_argument("--batches", type=_numbers, default=[1, 8, 32])
@@ -104,6 +104,17 @@ def _loop(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any
     return [asdict(bench_loop(cfg, rounds=asked.rounds))]
 
 
+def _log(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    from diffussm.bench.log import bench_log
+    from diffussm.config import check, load
+    from diffussm.data.encode import prepare
+
+    cfg = load(asked.config or "configs/quickstart.yaml", asked.overrides)
+    check(cfg)
+    prepare(cfg)
+    return [asdict(row) for row in bench_log(cfg, rounds=asked.rounds)]
+
+
 def _data(asked: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     from diffussm.bench.data import bench_data
     from diffussm.bench.loop import bench_loop
@@ -152,6 +163,7 @@ def _evaluate(asked: argparse.Namespace, device: torch.device) -> list[dict[str,
 
 _BENCHES = {
     "op": _op, "parts": _parts, "block": _block, "loop": _loop, "data": _data, "save": _save, "evaluate": _evaluate,
+    "log": _log,
 }  # fmt: skip
 
 

@@ -74,6 +74,11 @@ class Herald:
                 sink.write(record)
             self._narrator.hear(record)
 
+    def wait_until_open(self, timeout_s: float = 120.0) -> None:
+        """Wait until the services are connected or have failed to be. Nothing needs this but a measurement."""
+        for sink in self._sinks:
+            sink.open.wait(timeout_s)
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Finish journals and services; a service that does not answer is left after `timeout_s`."""
         for sink in self._sinks:

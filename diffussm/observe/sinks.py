@@ -31,7 +31,11 @@ class Backend(Protocol):
 
 
 class Sink:
-    """A bounded queue and the thread that empties it into one service."""
+    """A bounded queue and the thread that empties it into one service.
+
+    Attributes:
+        open: set once the service is connected, or has failed to be.
+    """
 
     def __init__(
         self, name: str, make: Callable[[], Backend], tell: Tell, abandon: Callable[[], object] = lambda: None
@@ -49,6 +53,7 @@ class Sink:
         self._change = threading.Condition()
         self._closing = self._dead = self._left = False
         self._left_out = 0
+        self.open = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
@@ -86,6 +91,8 @@ class Sink:
         except BaseException as error:  # noqa: BLE001 - some services end the program: training goes on without them
             self._give_up(f"{self.name} is not available and is left out of this start: {_said(error)}")
             return
+        finally:
+            self.open.set()
         failures = 0
         while (record := self._next()) is not None:
             try:
