@@ -10,16 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from diffussm.config.schema import Config
 from diffussm.train import loop
 from diffussm.train.world import current
 from tests.runs import BATCH, final_losses, tiny_run
 
 
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    return tiny_run(tmp_path, workers=2, images=4 * BATCH)
+
+
 @pytest.mark.world_size(2)
-def test_chosen_steps_are_traced_on_chosen_ranks_and_nothing_else_changes(tmp_path: Path) -> None:
-    cfg = tiny_run(tmp_path / str(dist.get_rank()), images=4 * BATCH)
-    cfg.storage = str(tmp_path / "runs")
-    cfg.cluster.workers = 2
+def test_chosen_steps_are_traced_on_chosen_ranks_and_nothing_else_changes(cfg: Config, tmp_path: Path) -> None:
     calm = replace(cfg, name="calm")
     traced = replace(cfg, name="traced")
     traced.train = replace(cfg.train, profile=replace(cfg.train.profile, at_images=[BATCH + 1, 4 * BATCH], ranks=[1]))
