@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,12 @@ class Pods:
         made["spec"].pop("serviceAccountName", None)  # there is no API that knows it
         self._mount(made, name)
         self.manifests[name] = made
+        # As a kubelet does: a pod's name is its address. The host's name is there too, because podman keeps it here.
+        hosts = self.folder / f"{name}.hosts"
+        hosts.write_text(f"127.0.0.1 localhost\n{self.addresses[name]} {name} {socket.gethostname()}\n")
+        hosts.chmod(0o644)
+        made["spec"]["volumes"].append({"name": "hosts", "hostPath": {"path": str(hosts)}})
+        container["volumeMounts"].append({"name": "hosts", "mountPath": "/etc/hosts", "readOnly": True})
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(made))
         maps = []
