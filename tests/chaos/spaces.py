@@ -35,6 +35,7 @@ class Spaces:
                 self._start(name, [*kind, "--node-ip-address", self._address(index), *common])
                 if not index:
                     self._wait_for_head()
+                self._wait_for_nodes(index + 1)  # one by one: on one host they race for names of sockets
         except BaseException:
             self.__exit__()
             raise
@@ -90,6 +91,23 @@ class Spaces:
             assert time.monotonic() < deadline, (self._folder / "ray-head.log").read_text()
             assert self._started[0].poll() is None, (self._folder / "ray-head.log").read_text()
             time.sleep(0.2)
+
+    def _wait_for_nodes(self, count: int) -> None:
+        """Until so many nodes have joined."""
+        probe = f"""
+import sys, time, ray
+ray.init(address="{self.address}", log_to_driver=False, logging_level=40)
+deadline = time.monotonic() + 120
+while sum(node["Alive"] for node in ray.nodes()) != {count}:
+    if time.monotonic() > deadline:
+        sys.exit(str(ray.nodes()))
+    time.sleep(0.2)
+"""
+        done = subprocess.run(
+            [*self.enter, sys.executable, "-c", probe], capture_output=True, text=True, check=False, timeout=240
+        )
+        logs = "".join(file.read_text()[-2000:] for file in self._folder.glob("ray-*.log"))
+        assert done.returncode == 0, f"{done.stderr}\n{logs}"
 
     def _ip_in(self, name: str, *words: str) -> None:
         _ip("-n", f"{self._tag}{name}", *words)
