@@ -36,7 +36,7 @@ def round_trip(store: Store, seconds: float = SECONDS) -> Speed:
     try:
         began = time.perf_counter()
         while not names or (len(names) * BLOCK_BYTES < MOST_BYTES and time.perf_counter() - began < seconds):
-            names.append(f"{mark}-{len(names)}")
+            names.append(f"{mark}x{len(names)}")  # a name that a set of latents takes for ours
             store.write(names[-1], block)
         write_s = time.perf_counter() - began
         began, count = time.perf_counter(), 0

@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,3 +208,24 @@ def test_what_a_document_points_at_is_there(document: Path) -> None:
         for name in pair
         if name and not re.search(rf"^{name}:|^.PHONY:.* {name}\b", rules, re.M)
     ] == []
+
+
+def test_the_config_of_the_tutorial_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    block = re.search(r"^    # my\.yaml\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert block
+    written = textwrap.dedent(block.group(1)).replace("base: configs", f"base: {ROOT}/configs")
+    (tmp_path / "my.yaml").write_text(written)
+    cfg = load(tmp_path / "my.yaml")
+    check(cfg)
+    assert cfg.name == "my-pictures"
+
+
+def test_the_messages_of_the_troubleshooting_are_ours() -> None:
+    """The words of each message stand in the code, joined over the lines of a literal."""
+    sources = [path.read_text() for name in ("diffussm", "cluster", "launch") for path in (ROOT / name).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| (?:\d+ \| )?`([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) > 25
+    assert [message for message in messages if message not in code] == []
