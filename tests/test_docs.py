@@ -109,6 +109,11 @@ def test_commands_are_found_at_all() -> None:
     assert sum(line.whole for line in LINES) > 15
 
 
+def test_the_readme_tells_of_every_command() -> None:
+    told = {line.words[0] for line in unique(lines_of(ROOT / "README.md"))}
+    assert set(GROUP.commands) - told == set()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
 def test_a_command_is_one_that_exists(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
