@@ -305,12 +305,23 @@ def chaos(
 
 
 @app.command()
-def doctor(config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES) -> None:
+def doctor(
+    config: o.Config = "", overrides: o.Overrides = o.NO_OVERRIDES, to: o.DoctorTarget = "", as_json: o.Json = False
+) -> None:
     """Look for what this machine lacks.
 
-    Says what is there, what is missing, and the command that mends it; with CONFIG, also for that run.
+    A line each with ok, warn or bad, and the command that mends it; with CONFIG, also for that run: its storage is
+    written to for a few seconds and cleaned. Exit code 69 if anything is bad.
     """
-    local.run(local.preflight(local.read(config, overrides) if config else None))
+    from launch import doctor as looking
+
+    found = []
+    for each in looking.survey(local.read(config, overrides) if config else None, to):
+        found.append(each)
+        if not as_json:
+            typer.echo(each.line)
+    typer.echo(looking.as_json(found) if as_json else looking.summary(found))
+    raise typer.Exit(int(looking.code(found)))
 
 
 _BENCHES = ("op", "parts", "block", "loop", "data", "save", "evaluate", "log")

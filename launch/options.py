@@ -57,6 +57,9 @@ NoWrite = Annotated[bool, Option("--dry-run", help="Print the coefficients and t
 
 Named = Annotated[str, Argument(metavar="RUN", help="Name of a run, its config or its folder.")]
 Target = Annotated[str, Option("--to", metavar="TARGET", help="Where it runs: slurm, kubernetes or local.")]
+DoctorTarget = Annotated[
+    str, Option("--to", metavar="TARGET", help="slurm or kubernetes must be reachable; bad if it is not.")
+]
 Sweep = Annotated[list[str], Option("--sweep", metavar="KEY=A,B", help="One run for each value (a job array).")]
 Interactive = Annotated[bool, Option("--interactive", help="A Ray cluster to work in, without a job (Kubernetes).")]
 Lines = Annotated[int, Option(min=0, help="Last lines to show.")]

@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,11 @@ def test_commands_are_found_at_all() -> None:
     assert sum(line.whole for line in LINES) > 15
 
 
+def test_the_readme_tells_of_every_command() -> None:
+    told = {line.words[0] for line in unique(lines_of(ROOT / "README.md"))}
+    assert set(GROUP.commands) - told == set()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
 def test_a_command_is_one_that_exists(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -207,3 +213,24 @@ def test_what_a_document_points_at_is_there(document: Path) -> None:
         for name in pair
         if name and not re.search(rf"^{name}:|^.PHONY:.* {name}\b", rules, re.M)
     ] == []
+
+
+def test_the_config_of_the_tutorial_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    block = re.search(r"^    # my\.yaml\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert block
+    written = textwrap.dedent(block.group(1)).replace("base: configs", f"base: {ROOT}/configs")
+    (tmp_path / "my.yaml").write_text(written)
+    cfg = load(tmp_path / "my.yaml")
+    check(cfg)
+    assert cfg.name == "my-pictures"
+
+
+def test_the_messages_of_the_troubleshooting_are_ours() -> None:
+    """The words of each message stand in the code, joined over the lines of a literal."""
+    sources = [path.read_text() for name in ("diffussm", "cluster", "launch") for path in (ROOT / name).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| (?:\d+ \| )?`([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) > 25
+    assert [message for message in messages if message not in code] == []

@@ -99,7 +99,7 @@ def register(backend: Backend, devices: tuple[str, ...] = ()) -> None:
     """Add a backend from outside, before all others in `auto`'s order on the device types given."""
     _registered[backend.name] = backend
     for device in devices:
-        _PREFERENCE[device] = (backend.name, *(n for n in _preference(device) if n != backend.name))
+        _PREFERENCE[device] = (backend.name, *(n for n in preference(device) if n != backend.name))
     forget()
 
 
@@ -184,7 +184,7 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> Backend:
 
 def _choose(device: torch.device, dtype: torch.dtype) -> str:
     passed_over: list[str] = []
-    for name in _preference(device.type):
+    for name in preference(device.type):
         found = verdict(name, device, dtype)
         if found.usable:
             log.info("operator backend %s on %s with %s: %s", name, device, dtype, found.reason)
@@ -197,7 +197,8 @@ def _choose(device: torch.device, dtype: torch.dtype) -> str:
     )
 
 
-def _preference(device_type: str) -> tuple[str, ...]:
+def preference(device_type: str) -> tuple[str, ...]:
+    """Backends that `auto` tries on a type of device, best first."""
     return _PREFERENCE.get(device_type, ("torch",))
 
 

@@ -73,6 +73,23 @@ class Client:
         except (ApiException, HTTPError) as error:
             raise self._ours(error, what) from error
 
+    def answers(self, seconds: float) -> str:
+        """The version of the cluster's API, which also lists this namespace's RayJobs.
+
+        Args:
+            seconds: longest wait for each of several attempts to connect.
+
+        Raises:
+            MissingError: no cluster, no KubeRay, or no right.
+        """
+        with self.said("its version"):
+            version: str = client.VersionApi(self.api).get_code(_request_timeout=seconds).git_version
+        with self.said(PLURALS["RayJob"]):
+            self.custom.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, PLURALS["RayJob"], limit=1, _request_timeout=seconds
+            )
+        return version
+
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
         """A RayJob or RayCluster, or None."""
         with self.said(f"{kind} {name}"):

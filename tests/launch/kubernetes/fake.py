@@ -30,6 +30,9 @@ KINDS = {
     "pods": "Pod",
 }
 
+_UNKNOWN = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
+VERSION = dict.fromkeys(_UNKNOWN, "") | {"major": "1", "minor": "0", "gitVersion": "v1.0-fake"}
+
 
 class FakeApi:
     """State and rules; `serve` puts it on a port."""
@@ -193,6 +196,9 @@ def serve(api: FakeApi, folder: Path) -> Iterator[Path]:
                 else:
                     self._answer(*refused(404, "NotFound", parts[-1]))
                 return
+            if parts == ["version"]:
+                self._answer(200, VERSION)
+                return
             at = parts.index("namespaces")
             namespace, plural, rest = parts[at + 1], parts[at + 2], parts[at + 3 :]
             if self.command == "POST":
@@ -209,6 +215,8 @@ def serve(api: FakeApi, folder: Path) -> Iterator[Path]:
                 self._answer(*api.get(plural, namespace, rest[0]))
             elif query.get("watch") == ["True"] or query.get("watch") == ["true"]:
                 self._watch(plural, namespace, query)
+            elif f"list {plural}" in api.forbidden:
+                self._answer(*refused(403, "Forbidden", f"cannot list {plural}"))
             else:
                 items = api.listed(plural, namespace, query)
                 self._answer(
