@@ -22,15 +22,16 @@ CLUSTERS = ("chaos", "cluster", "e2e", "launch/slurm", "launch/test_slurm.py", "
 """Under tests/: Ray clusters, Slurm daemons and pods. One at a time is enough for a machine of two cores."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def _group(item: pytest.Item) -> str:
+    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    return "clusters" if place.startswith(CLUSTERS) else place
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Put all clusters into one group of `--dist loadgroup`; any other file is a group."""
+    item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put all clusters into one group of `--dist loadgroup`, which starts first; any other file is a group."""
-    here = Path(__file__).parent
-
-    def group(item: pytest.Item) -> str:
-        place = item.path.relative_to(here).as_posix()
-        return "clusters" if place.startswith(CLUSTERS) else place
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "clusters")
+    """The clusters start first: they take longest."""
+    items.sort(key=lambda item: _group(item) != "clusters")
