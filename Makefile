@@ -32,9 +32,9 @@ $(STAMP): .ci/requirements.lock pyproject.toml
 quickstart: venv
 	$(BIN)/diffussm train configs/quickstart.yaml
 
-# Two workers (WORKERS=0: none): clusters of processes in one, all else in the other; see tests/conftest.py.
+# Two workers (WORKERS=0: none), a file of tests in one of them; see tests/conftest.py.
 WORKERS ?= 2
-SPREAD := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # One thread for each process: tests start several, and threads that outnumber the cores cost far more than they give.
 test test-long gpu-test: export OMP_NUM_THREADS ?= 1

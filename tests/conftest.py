@@ -19,19 +19,10 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 pytest_plugins = ["tests.browser", "tests.distributed", "tests.pods", "tests.s3", "tests.slurm"]
 
 CLUSTERS = ("chaos", "cluster", "e2e", "launch/slurm", "launch/test_slurm.py", "launch/kubernetes")
-"""Under tests/: Ray clusters, Slurm daemons and pods. One at a time is enough for a machine of two cores."""
-
-
-def _group(item: pytest.Item) -> str:
-    place = item.path.relative_to(Path(__file__).parent).as_posix()
-    return "clusters" if place.startswith(CLUSTERS) else place
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put all clusters into one group of `--dist loadgroup`; any other file is a group."""
-    item.add_marker(pytest.mark.xdist_group(_group(item)))
+"""Under tests/: Ray clusters, Slurm daemons and pods, which take longest."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The clusters start first: they take longest."""
-    items.sort(key=lambda item: _group(item) != "clusters")
+    """The clusters start first, so that no worker of `-n 2 --dist loadfile` is left with a long file at the end."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.relative_to(here).as_posix().startswith(CLUSTERS))
