@@ -25,7 +25,7 @@ from diffussm.data.images import open_source, picture_batches
 from diffussm.data.latents import passport as read_passport
 from diffussm.data.passport import Passport
 from diffussm.evaluate import blocks, npz
-from diffussm.evaluate.adm import read_reference
+from diffussm.evaluate.adm import identify, read_reference
 from diffussm.evaluate.blocks import Plan, Report
 from diffussm.evaluate.extractors import Extractor, open_extractor
 from diffussm.evaluate.labels import labels
@@ -180,6 +180,8 @@ class Scorer:
             "data": self.passport.index_digest,
             "resolution_px": self.passport.resolution_px,
             "reference": evaluate.reference,
+            # Another file under the same name makes another result.
+            "reference_digest": identify(Path(evaluate.reference), self.extractor) if evaluate.reference else "",
             "extractor": self.extractor.digest,
             "code": code()["digest"],
         }

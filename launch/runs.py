@@ -95,7 +95,7 @@ def status(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     kept: Mapping[str, Any] = store.ask("status", place) if place else {"found": False}
     if not jobs and not kept["found"]:
         raise UsageError(
-            f"{asked.name}: no scheduler on this machine and no storage knows it",
+            f"{asked.name}: no scheduler on this machine and no storage knows it{_unasked(silent)}",
             f"give its config, or its storage: {STORAGE}=s3://bucket/runs diffussm status {asked.name}",
         )
     return {"run": asked.name, "jobs": jobs, "store": kept, "silent": silent}
@@ -135,10 +135,13 @@ def stop(run: str, now: bool, overrides: Sequence[str] = ()) -> str:
         UsageError: there is none.
     """
     asked = named(run, overrides)
-    alive = [(place, job) for place, job in ask(targets(asked.cfg), asked.name)[0] if job.alive]
+    found, silent = ask(targets(asked.cfg), asked.name)
+    alive = [(place, job) for place, job in found if job.alive]
     if not alive:
-        raise UsageError(f"{asked.name}: has no job that runs or waits", "diffussm list shows those there are")
-    return "\n".join(place.stop(job, now) for place, job in alive)
+        raise UsageError(
+            f"{asked.name}: has no job that runs or waits{_unasked(silent)}", "diffussm list shows those there are"
+        )
+    return "\n".join([*(place.stop(job, now) for place, job in alive), *(f"not asked: {why}" for why in silent)])
 
 
 def newest(run: str, overrides: Sequence[str] = ()) -> tuple[Target, Job]:
@@ -148,9 +151,12 @@ def newest(run: str, overrides: Sequence[str] = ()) -> tuple[Target, Job]:
         UsageError: no scheduler knows one.
     """
     asked = named(run, overrides)
-    found = ask(targets(asked.cfg), asked.name)[0]
+    found, silent = ask(targets(asked.cfg), asked.name)
     if not found:
-        raise UsageError(f"{asked.name}: no scheduler knows a job of it", "the run's events.jsonl says what happened")
+        raise UsageError(
+            f"{asked.name}: no scheduler knows a job of it{_unasked(silent)}",
+            "the run's events.jsonl says what happened",
+        )
     return min(found, key=lambda each: not each[1].alive)
 
 
@@ -172,3 +178,8 @@ def following(run: str, lines: int, overrides: Sequence[str] = ()) -> list[str] 
     if not job.log:
         raise UsageError(f"--follow: the output of {job.id} on {place.name} is in no file", "leave --follow out")
     return ["/usr/bin/env", "tail", f"--lines={lines}", "--follow=name", "--retry", "--", job.log]
+
+
+def _unasked(silent: Sequence[str]) -> str:
+    """A place that did not answer may have what was not found."""
+    return "".join(f"; not asked: {why}" for why in silent)

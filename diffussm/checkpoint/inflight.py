@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from diffussm.checkpoint import restore, retain
 from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.save import Order, publish
 from diffussm.checkpoint.snapshot import Snapshot
+from diffussm.checkpoint.source import Cancelled, within
 from diffussm.checkpoint.tier import Tier
 from diffussm.errors import DiffuSSMError
 
@@ -46,14 +49,17 @@ class InFlight:
         self._thread.join(seconds)
 
     def cancel(self) -> None:
-        """Let this rank's upload fail now, and with it the save on all ranks. A save that is through stays."""
+        """Let this rank's upload fail now, and with it the save on all ranks, even while the store hangs.
+
+        A save that is through stays; its reading back and the deletions after it are left out or left.
+        """
         self.order.source.cancel()
 
     def _run(self) -> None:
         leads = dist.get_rank() == 0
         images, folder = self.order.draft.counters.images, self.order.folder
         try:
-            manifest = publish(self.order, self._snapshot, self._stamp)
+            manifest, verified = publish(self.order, self._snapshot, self._stamp)
         except Exception as error:  # noqa: BLE001 - the thread's edge: the step that collects it decides
             self.error = error
             if leads:
@@ -66,8 +72,9 @@ class InFlight:
                 bytes=sum(file.size for file in manifest.files), stall_ms=round(1000 * self._stall_s, 2),
                 seconds=round(self.seconds or 0.0, 3),
             )  # fmt: skip
-            if self.order.read_back:
-                self._tidy()
+            if verified:
+                with contextlib.suppress(Cancelled):  # what it does not come to goes after the next save
+                    within(math.inf, self._tidy, self.order.source, folder)
 
     def _stamp(self, manifest: Manifest) -> None:
         self.seconds = time.monotonic() - self._began

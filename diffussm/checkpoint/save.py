@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from diffussm.checkpoint.manifest import MANIFEST, Counters, File, Manifest
 from diffussm.checkpoint.quarantine import quarantine
 from diffussm.checkpoint.restore import verify_file
 from diffussm.checkpoint.snapshot import Part, Snapshot
-from diffussm.checkpoint.source import Source, within
+from diffussm.checkpoint.source import Cancelled, Source, within
 from diffussm.checkpoint.store import AlreadyExists, Store
 from diffussm.errors import DataError, StorageError, Superseded
 
@@ -80,12 +81,15 @@ def draft(
 
 def publish(
     order: Order, snapshot: Snapshot, concluded: Callable[[Manifest], None] = lambda manifest: None
-) -> Manifest:  # fmt: skip
+) -> tuple[Manifest, bool]:  # fmt: skip
     """Bring a snapshot to the store and make it a checkpoint. Collective on `order.group`: every rank must call it.
 
     The manifest is put last, by rank 0, after every rank has reported size and digest of its file; a kill at any
     point before leaves no manifest and so no checkpoint. `concluded` is called then, before the files are read back.
-    Returns the manifest.
+    Cancelling the source of every rank ends it soon, even while the store hangs: before the manifest the save fails,
+    after it the reading back is left out.
+
+    Returns the manifest, and whether every byte was read back.
 
     Raises:
         StorageError: on every rank, if any rank could not write in time; it names that rank and its object.
@@ -109,7 +113,7 @@ def publish(
         return file, sums, snapshot.dtypes
 
     def in_time(work: Callable[[], T], what: str) -> T:
-        return within(end - time.monotonic(), work, order.source.cancel, what)
+        return within(end - time.monotonic(), work, order.source, what)
 
     confirmed = _everyone(order, lambda: in_time(bring, key), "written")
 
@@ -118,20 +122,28 @@ def publish(
 
     manifest: Manifest = _everyone(order, lambda: conclude() if rank == 0 else None, "concluded")[0]
     concluded(manifest)
-    if order.read_back:
+    if not order.read_back:
+        return manifest, False
 
-        def look() -> list[str]:
-            return verify_file(order.store, order.folder, confirmed[rank][0])
+    def verify() -> list[str]:
+        return verify_file(order.store, order.folder, confirmed[rank][0])
 
-        wrong = [line for lines in _everyone(order, look, "read back") for line in lines]
-        if wrong:
-            if rank == 0:
-                quarantine(order.store, order.folder, wrong, order.draft.attempt)
-            raise DataError(
-                f"{order.folder}: reads back differently right after it was written: {'; '.join(wrong)}",
-                "check the disk or the storage service; the checkpoint is set aside and those before it are kept",
-            )
-    return manifest
+    def look() -> list[str] | None:
+        try:
+            return within(math.inf, verify, order.source, key)
+        except Cancelled:
+            return None
+
+    seen = _everyone(order, look, "read back")
+    wrong = [line for lines in seen for line in lines or ()]
+    if wrong:
+        if rank == 0:
+            quarantine(order.store, order.folder, wrong, order.draft.attempt)
+        raise DataError(
+            f"{order.folder}: reads back differently right after it was written: {'; '.join(wrong)}",
+            "check the disk or the storage service; the checkpoint is set aside and those before it are kept",
+        )
+    return manifest, None not in seen
 
 
 def save(
@@ -157,7 +169,7 @@ def save(
         attempt=attempt, zero_stage=zero_stage, config_digest=config_digest,
     )  # fmt: skip
     order = Order(store, folder, plan, snapshot.source(), deadline_s, Fence(store, attempt))
-    manifest = publish(order, snapshot)
+    manifest, _ = publish(order, snapshot)
     return manifest if dist.get_rank() == 0 else None
 
 

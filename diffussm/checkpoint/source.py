@@ -32,10 +32,28 @@ class Source(io.RawIOBase):
         self.size = sum(map(len, self._parts))
         self._at = 0
         self._cancelled = threading.Event()
+        self._told: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
 
     def cancel(self) -> None:
-        """Refuse all reads from now on."""
-        self._cancelled.set()
+        """Refuse all reads from now on, and tell whoever waits for a transfer."""
+        with self._lock:
+            self._cancelled.set()
+            told = list(self._told)
+        for tell in told:
+            tell()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def when_cancelled(self, tell: Callable[[], None]) -> None:
+        """Call `tell` at the moment of `cancel`, or now if that has passed."""
+        with self._lock:
+            self._told.append(tell)
+        if self.cancelled:
+            tell()
 
     def blocks(self) -> Iterator[memoryview]:
         """All bytes in order, in blocks of at most BLOCK_BYTES, without copying."""
@@ -78,24 +96,35 @@ class Source(io.RawIOBase):
         return done
 
 
-def within(seconds: float, work: Callable[[], T], give_up: Callable[[], None], what: str) -> T:
+def within(seconds: float, work: Callable[[], T], source: Source, what: str) -> T:
     """The result of `work`, done on a thread, or StorageError naming `what` after `seconds`.
 
-    A call into a store cannot be broken off, only left: `give_up` must see to it that the thread does no more harm.
+    A call into a store cannot be broken off, only left. Then the source is cancelled, so that the thread reads no
+    memory that has other use by then; and once the source is cancelled the call is left.
+
+    Raises:
+        Cancelled: the source was cancelled before the end. StorageError: the time was over. What `work` raises.
     """
+    given_up = f"{what}: given up before it was stored"
+    if source.cancelled:
+        raise Cancelled(given_up)
     outcome: list[T | BaseException] = []
+    ended = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised below
             outcome.append(error)
+        ended.set()
 
-    thread = threading.Thread(target=run, name="upload", daemon=True)
-    thread.start()
-    thread.join(max(0.0, seconds))
+    source.when_cancelled(ended.set)
+    threading.Thread(target=run, name="store", daemon=True).start()
+    ended.wait(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
     if not outcome:
-        give_up()
+        if source.cancelled:
+            raise Cancelled(given_up)
+        source.cancel()
         raise StorageError(
             f"{what}: not stored within {seconds:.3g} s (checkpoint.deadline_s, or the notice before a preemption)",
             "check the speed of the store; raise checkpoint.deadline_s if it is always that slow",

@@ -275,12 +275,17 @@ class S3Store(Store):
 
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if create else {}
         with self._explain(key):
-            try:
-                self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
-                return
-            except ClientError as error:
-                if not create or error.response.get("Error", {}).get("Code") != "NotImplemented":
-                    raise
+            for left in range(_BODY_ATTEMPTS - 1, -1, -1):
+                try:
+                    self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+                    return
+                except ClientError as error:
+                    code = error.response.get("Error", {}).get("Code")
+                    if code == "ConditionalRequestConflict" and left:
+                        continue  # somebody writes this key at this moment; S3 asks to look again, the client does not
+                    if not create or code != "NotImplemented":
+                        raise
+                    break
         _LOG.warning(
             "%s: the store has no conditional writes; two starts of a run at the same moment are not told apart",
             join(self.url, key),

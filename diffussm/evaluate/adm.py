@@ -35,8 +35,28 @@ def read_reference(
         progress: told how many pictures were just done.
 
     Raises:
+        DataError: as `identify`.
+    """
+    statistics, digest = _statistics(path, extractor), _digest(path)
+    features = _features(path, digest, extractor, store, batch, progress)
+    if not statistics:
+        statistics = {tap: _moments(features[tap]) for tap in DISTANCES if tap in features}
+    side = RealSide(statistics, features[POOL])
+    return Reference(digest, extractor.digest, str(path), 0, side, None)
+
+
+def identify(path: Path, extractor: Extractor) -> str:
+    """Digest of an .npz file, once it is seen that it can be the reference of this extractor.
+
+    Raises:
         DataError: no such file, neither statistics nor pictures in it, or statistics of another extractor.
     """
+    _statistics(path, extractor)
+    return _digest(path)
+
+
+def _statistics(path: Path, extractor: Extractor) -> npz.Statistics:
+    """Those of the file, none if it has pictures alone; raises as `identify`."""
     if not path.is_file():
         raise DataError(f"evaluate.reference: {path} is no file", "name an .npz file, or leave it empty")
     statistics, made_with = npz.statistics(path)
@@ -47,14 +67,9 @@ def read_reference(
             f"evaluate.reference: {path} has statistics of extractor {named}; this one is {extractor.digest}",
             "set evaluate.extractor=inception for ADM's files, or build the reference with this extractor",
         )
-    digest = _digest(path)
-    features = _features(path, digest, extractor, store, batch, progress)
-    if not statistics:
-        if len(features[POOL]) < 2:
-            raise DataError(f"evaluate.reference: {path} has neither mu and sigma nor arr_0", "name another file")
-        statistics = {tap: _moments(features[tap]) for tap in DISTANCES if tap in features}
-    side = RealSide(statistics, features[POOL])
-    return Reference(digest, extractor.digest, str(path), 0, side, None)
+    if not statistics and len(next(npz.pictures(path, 2), ())) < 2:
+        raise DataError(f"evaluate.reference: {path} has neither mu and sigma nor arr_0", "name another file")
+    return statistics
 
 
 def _features(

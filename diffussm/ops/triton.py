@@ -7,7 +7,9 @@ arbitrary kernels has no state-space form: it goes through the CUDA backend wher
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import os
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from diffussm.ops.params import SSMParams
 from diffussm.ops.torch import TorchBackend
+
+log = logging.getLogger("diffussm.ops")
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST_CAPABILITY = (8, 0)
@@ -56,11 +60,14 @@ class TritonBackend(TorchBackend):
         return triton_launch.generate_gradient(dk, params)
 
     def conv(self, u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
-        """y (B, L, 2D) from u and the kernels (D, L), by whichever backend convolves fastest here."""
+        """y (B, L, 2D) from u and the kernels (D, L): by the CUDA backend, else torch's FFT, with a warning why."""
         from diffussm.ops import cuda, registry
 
-        if u.device.type == "cuda" and cuda.served(u) and registry.verdict("cuda", u.device, u.dtype).usable:
-            return cuda.BACKEND.conv(u, k_f, k_b)
+        if u.device.type == "cuda" and cuda.served(u):
+            found = registry.verdict("cuda", u.device, u.dtype)
+            if found.usable:
+                return cuda.BACKEND.conv(u, k_f, k_b)
+            _warn_once(u.device, u.dtype, found.reason)
         return super().conv(u, k_f, k_b)
 
     def ssm(self, u: Tensor, forward: SSMParams, backward: SSMParams) -> Tensor:
@@ -76,6 +83,11 @@ class TritonBackend(TorchBackend):
         from diffussm.ops import triton_launch
 
         return triton_launch.backward(dy, u, forward, backward)
+
+
+@functools.cache
+def _warn_once(device: torch.device, dtype: torch.dtype, reason: str) -> None:
+    log.warning("backend triton on %s with %s convolves by torch's FFT, not by cuda: %s", device, dtype, reason)
 
 
 BACKEND = TritonBackend()

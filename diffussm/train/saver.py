@@ -18,7 +18,7 @@ import xxhash
 from diffussm.checkpoint import restore
 from diffussm.checkpoint.fence import Fence, record
 from diffussm.checkpoint.inflight import InFlight
-from diffussm.checkpoint.manifest import Counters
+from diffussm.checkpoint.manifest import Counters, Manifest
 from diffussm.checkpoint.save import GROUP, Order, draft
 from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.store import NotFound, Store, open_store
@@ -101,6 +101,8 @@ class Saver:
         )  # fmt: skip
         if found is not None:
             self.at = self.saved = found.manifest.counters
+            if found.store is not self.store:  # storage is behind, and may be owed a milestone
+                self.saved = restore.everyone(self._stored)[0]
             self.engine.restored(self.at.adam_steps)
         self.receipt.restored(found, self.parts(self.engine.slices()))
         if self.cfg.checkpoint.pace is Pace.auto:
@@ -253,6 +255,12 @@ class Saver:
             reason=f"checkpoint.local={folder}: not every rank sees this folder; checkpoints go to storage alone",
         )
         return None
+
+    def _stored(self) -> Counters:
+        """Where the training stood at the newest checkpoint of this run in storage, as rank 0 sees it."""
+        there = restore.manifests(self.store) if self.leads else ()
+        mine = (m.counters for _, m in there if isinstance(m, Manifest) and m.run_id == self._run_id)
+        return next(mine, Counters(0, 0, 0, 0, 0, 0))
 
     def _read_run_id(self) -> str:
         """What tells this run from an earlier one of its name: the record of its first attempt."""

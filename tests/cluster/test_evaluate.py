@@ -174,6 +174,22 @@ def test_pictures_are_written_for_adms_script(
     assert len({picture.tobytes() for picture in pictures}) == 24
 
 
+def test_a_reference_is_looked_at_before_a_picture_is_drawn(cfg: Config, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "real.npz"
+    other = replace(cfg, evaluate=replace(cfg.evaluate, reference=str(path)))
+    with pytest.raises(DataError, match="is no file"):
+        job(other, store).here()
+    assert list(store.keys("evaluations")) == []
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    found = []
+    for content in (pictures, pictures // 2):
+        np.savez(path, arr_0=content)
+        found.append(job(other, store).here())
+    assert found[0].reference["digest"] == found[0].settings["reference_digest"]
+    assert found[0].scores != found[1].scores  # the second is not the first one, read again
+    assert len(results(cfg)) == 2
+
+
 def test_an_evaluation_has_its_own_number_of_workers_or_the_trainings() -> None:
     cluster = ClusterConfig(workers=3)
     assert workers(Config(cluster=cluster)) == 3

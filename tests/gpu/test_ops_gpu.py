@@ -64,6 +64,21 @@ def test_cuda_convolution(length: int, channels: int, dtype: torch.dtype) -> Non
     assert relative_error(y, TORCH.conv(u.double(), k_f.double(), k_b.double())) < tolerance(dtype)[0]
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("length", [1, 70, 1024, 4096])
+def test_kernels_and_their_gradients(length: int, backend: str) -> None:
+    _, params, _ = example(1, length, 13, 32, GPU, torch.float32, shared=True)
+    on_output, on_gradient = tolerance(torch.float32)
+    leaves = SSMParams(*(p.detach().requires_grad_() for p in params))
+    k = ssm_kernel(leaves, length, backend=backend)
+    exact = checks.wide(params)
+    assert relative_error(k.detach(), TORCH.kernel(exact, length)) < on_output
+    dk = torch.randn(13, length, generator=torch.Generator().manual_seed(0)).to(GPU)
+    grads = torch.autograd.grad(k, list(leaves), dk)
+    for name, found, expected in zip(SSMParams._fields, grads, TORCH.kernel_backward(dk.double(), exact), strict=True):
+        assert relative_error(found, expected) < on_gradient, name
+
+
 @pytest.mark.parametrize("family", ["scan", "gradient"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_configuration(family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,9 +89,9 @@ def test_a_run_is_given_as_a_config_too(places: list[Place], tmp_path: Path) -> 
 
 
 def test_stop_asks_every_job_that_is_alive(places: list[Place]) -> None:
-    assert runs.stop("a", now=False) == "7 stopped"
+    assert runs.stop("a", now=False).splitlines() == ["7 stopped", "not asked: place: cannot be reached"]
     assert places[0].stopped == [("7", False)]
-    with pytest.raises(UsageError, match="no job that runs"):
+    with pytest.raises(UsageError, match="no job that runs or waits; not asked: place: cannot be reached"):
         runs.stop("b", now=True)
 
 
@@ -103,7 +103,7 @@ def test_logs_are_those_of_the_job_that_is_alive(places: list[Place], job: Job) 
     places[0].given = [replace(job, log="")]
     with pytest.raises(UsageError, match="--follow"):
         runs.following("a", 2)
-    with pytest.raises(UsageError, match="no scheduler"):
+    with pytest.raises(UsageError, match="no scheduler knows a job of it; not asked: place: cannot be reached"):
         runs.logs("b", 2)
 
 

@@ -126,7 +126,9 @@ def test_without_slurm_it_says_so(cfg: Config, monkeypatch: pytest.MonkeyPatch, 
 
 def test_what_slurm_says_is_passed_on(cfg: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'Requested node configuration is not available' >&2\nexit 1\n")
-    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "squeue").write_text('#!/bin/sh\necho \'{"errors": [], "jobs": []}\'\n')
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     cfg.slurm.logs = str(tmp_path / "logs")
     with pytest.raises(MissingError, match=r"--test-only.*not available"):

@@ -1,8 +1,17 @@
-"""What Slurm prints, read: lines as Slurm 22.05 and 23.11 write them."""
+"""What Slurm prints, read: lines and JSON as Slurm 22.05 and 23.11 write them; real daemons in tests/launch/slurm."""
 
 from __future__ import annotations
 
-from launch.squeue import described, remembered
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffussm.errors import MissingError
+from launch import squeue
+from launch.squeue import accounted, described, queued, remembered
 
 SHOWN = (
     "JobId=12 JobName=diffussm-a-run UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=1 Nice=0 Account=(null) "
@@ -44,3 +53,123 @@ def test_the_memory_of_sacct() -> None:
     first, second = remembered(text)
     assert (first.id, first.run, first.state, first.alive, first.root) == ("9", "a", "CANCELLED", False, "/s/a")
     assert (second.run, second.where, second.root) == ("b", "", "s3://x/b")
+
+
+QUEUED = {
+    "job_id": 12,
+    "array_job_id": 0,
+    "array_task_id": None,
+    "name": "diffussm-a-run",
+    "user_id": 1000,
+    "user_name": "me",
+    "job_state": "RUNNING",
+    "state_reason": "None",
+    "nodes": "n[1-2]",
+    "restart_cnt": 2,
+    "comment": "/s%20t/it%27s/a-run",
+    "standard_output": "/my logs/%x-%j.log",
+}
+
+
+def number(value: int | None) -> dict[str, Any]:
+    """As Slurm 23.02 and later write a number that may not be set."""
+    return {"set": value is not None, "infinite": False, "number": value or 0}
+
+
+def shown(**changes: Any) -> str:
+    return json.dumps({"errors": [], "jobs": [QUEUED | changes]})
+
+
+def test_json_says_what_the_words_say() -> None:
+    assert queued(shown(), "", 1000) == [described(SHOWN)]
+    newer = {"job_state": ["RUNNING"], "array_job_id": number(0), "array_task_id": number(None)}
+    assert queued(shown(**newer, job_id=12), "a-run", 1000) == [described(SHOWN)]
+
+
+def test_json_of_a_task_of_an_array_and_of_one_that_has_not_begun() -> None:
+    array = {"job_id": 14, "standard_output": "/l/%x-%A_%a.log"}
+    for parent, task in ((12, 2), (number(12), number(2))):
+        (job,) = queued(shown(**array, array_job_id=parent, array_task_id=task), "", 1000)
+        assert (job.id, job.log) == ("12_2", "/l/diffussm-a-run-12_2.log")
+    waits = {"job_state": ["PENDING"], "state_reason": "Priority", "nodes": ""}
+    (job,) = queued(shown(**array, **waits, array_job_id=12, array_task_id=None), "", 1000)
+    assert (job.id, job.log, job.alive, job.where) == ("14", "", True, "Priority")
+
+
+def test_json_of_others_and_of_other_runs_is_passed_over() -> None:
+    assert queued(shown(user_id=1001), "", 1000) == []
+    assert queued(shown(name="diffussm-a-run-2"), "a-run", 1000) == []
+    assert queued(shown(name="theirs"), "", 1000) == []
+
+
+@pytest.mark.parametrize(
+    ("states", "word", "alive"),
+    [
+        (["PENDING", "REQUEUE_HOLD"], "REQUEUE_HOLD", True),
+        (["COMPLETED", "COMPLETING"], "COMPLETING", True),
+        (["RUNNING", "POWER_UP_NODE"], "POWER_UP_NODE", True),
+        (["COMPLETED"], "COMPLETED", False),
+    ],
+)
+def test_states_with_flags(states: list[str], word: str, alive: bool) -> None:
+    (job,) = queued(shown(job_state=states), "", 1000)
+    assert (job.state, job.alive) == (word, alive)
+
+
+ACCOUNTED = {
+    "job_id": 9,
+    "array": {"job_id": 0, "task_id": None},
+    "name": "diffussm-a",
+    "user": "me",
+    "state": {"current": "CANCELLED", "reason": "None"},
+    "nodes": "n1",
+    "comment": {"administrator": None, "job": "/s/a", "system": None},
+}
+
+
+def test_the_json_of_sacct() -> None:
+    newer = ACCOUNTED | {"array": {"job_id": 9, "task_id": number(1)}, "state": {"current": ["TIMEOUT"], "reason": ""}}
+    text = json.dumps({"errors": [], "jobs": [ACCOUNTED, newer, ACCOUNTED | {"user": "other"}]})
+    assert accounted(text, "b", "me") == []
+    first, second = accounted(text, "a", "me")
+    assert [first] == remembered("9|diffussm-a|CANCELLED by 0|n1|/s/a")
+    assert (second.id, second.state) == ("9_1", "TIMEOUT")
+
+
+def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Stand-ins for Slurm's commands: these only."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+JSON_OR = 'for word; do last=$word; done; if [ "$last" = --json ]; then {}; else {}; fi'
+LISTED = "echo '12|diffussm-a-run'"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["echo 'no JSON plugin' >&2; exit 1", "echo '{'", """echo '{"errors": [], "jobs": [{}]}'"""],
+    ids=["no plugin", "no JSON", "unknown shape"],
+)
+def test_where_there_is_no_json_the_words_are_read(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = SHOWN.replace("it%27s", "its")
+    said = JSON_OR.format(answer, LISTED)
+    commands(tmp_path, monkeypatch, squeue=said, scontrol=f"echo '{plain}'")
+    assert squeue.jobs("a-run") == [described(plain)]
+
+
+def test_a_slurm_that_does_not_answer_is_no_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands(tmp_path, monkeypatch, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(MissingError, match=r"squeue .*: Unable to contact slurm controller"):
+        squeue.jobs()
+
+
+def test_what_the_controller_has_forgotten_comes_from_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = json.dumps({"errors": [], "jobs": [QUEUED | {"user_id": os.getuid()}]})
+    words = JSON_OR.format("exit 1", "echo '9|diffussm-a-run|TIMEOUT|n1|/s/a-run'")
+    commands(tmp_path, monkeypatch, squeue=f"echo '{listed}'", sacct=words)
+    assert [(job.id, job.state) for job in squeue.jobs("a-run")] == [("12", "RUNNING"), ("9", "TIMEOUT")]

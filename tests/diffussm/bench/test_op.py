@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffussm.bench import op as bench
-from diffussm.ops import SSMParams, parity, textbook
+from diffussm.ops import SSMParams, parity, registry, textbook
 from diffussm.ops.reference import BACKEND as REFERENCE
+from diffussm.ops.torch import TorchBackend
 
 CPU = torch.device("cpu")
 
@@ -47,6 +49,38 @@ def test_a_wrong_output_shows_as_an_error() -> None:
     assert case.error(y) < 5e-6
     assert case.error(torch.zeros_like(y)) == pytest.approx(1)
     assert case.error(y.roll(6, dims=2)) > 0.1
+
+
+class WrongConvolution(TorchBackend):
+    """Right from parameters to output, wrong with kernels given."""
+
+    name = "wrong-convolution"
+
+    def conv(self, u: Tensor, k_f: Tensor, k_b: Tensor) -> Tensor:
+        return torch.zeros_like(super().conv(u, k_f, k_b))
+
+    def ssm(self, u: Tensor, forward: SSMParams, backward: SSMParams) -> Tensor:
+        return super().conv(u, self.kernel(forward, u.shape[1]), self.kernel(backward, u.shape[1]))
+
+    def ssm_backward(
+        self, dy: Tensor, u: Tensor, forward: SSMParams, backward: SSMParams
+    ) -> tuple[Tensor, SSMParams, SSMParams]:
+        raise NotImplementedError
+
+
+def test_the_error_is_that_of_the_path_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "check", lambda *_, **__: None)  # which would refuse it
+    registry.register(WrongConvolution())
+    try:
+        modes = ["forward", "cached", "convolution"]
+        rows = bench.bench(
+            [8], [1], [4], backends=[WrongConvolution.name], device=CPU, states=2, repeats=1, modes=modes
+        )
+    finally:
+        registry.unregister(WrongConvolution.name)
+    errors = {row.mode: row.error for row in rows if row.backend == WrongConvolution.name}
+    assert errors["forward"] < 5e-6
+    assert errors["cached"] == errors["convolution"] == pytest.approx(1)
 
 
 def test_slices_of_the_textbook_cover_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,49 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Fragile(LocalStore):
-    """A folder that refuses deletions, or loses the last byte of what is put, while it is told to."""
+    """A folder that refuses deletions, loses the last byte of what is put, or hangs in a verb, when told to."""
 
     refuses_deletion = loses_bytes = False
+    hangs_in = ""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.hangs, self.returns = threading.Event(), threading.Event()
+
+    def _hang(self, verb: str) -> None:
+        if verb == self.hangs_in:
+            self.hangs.set()
+            self.returns.wait()
+
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        self._hang("read_range")
+        return super().read_range(key, start, size)
 
     def delete(self, key: str) -> None:
+        self._hang("delete")
         if self.refuses_deletion:
             raise StorageError(f"{key}: permission denied")
         super().delete(key)
 
     def put(self, source: Source, key: str) -> None:
+        self._hang("put")
         super().put(source, key)
         if self.loses_bytes:
             path = self.root / key
             path.write_bytes(path.read_bytes()[:-1] + b"\xff")
 
 
-def save(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
+def begin(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
     snapshot, at = Snapshot(), Counters(step, step, 0, step, step, 0)
     snapshot.take([Part("w", (5,), 0, {"master": torch.full((5,), float(step))})])
     plan = draft(at, {"w": (5,)}, ["master"], attempt=1, zero_stage=1, config_digest="d", permanent=permanent)
     folder, tier = f"checkpoints/{step:012d}", Tier("storage", store, 1, 0, keep=1)
     order = Order(store, folder, plan, snapshot.source(), 60.0, Fence(store, 1))
-    flight = InFlight(order, snapshot, tier, 0.0, lambda what, **details: said.append((what, details)))
+    return InFlight(order, snapshot, tier, 0.0, lambda what, **details: said.append((what, details)))
+
+
+def save(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
+    flight = begin(store, step, said, permanent=permanent)
     flight.wait(60)
     assert flight.done
     return flight
@@ -91,3 +112,22 @@ def test_milestones_outlive_the_rest(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(store, step, said, permanent=step == 2)
     assert there(store) == [4, 2]
+
+
+@pytest.mark.parametrize(("verb", "stored"), [("put", False), ("read_range", True), ("delete", True)])
+def test_a_save_that_is_given_up_ends_even_while_the_store_hangs(tmp_path: Path, verb: str, stored: bool) -> None:
+    """The notice before a preemption is shorter than a store's own patience. What is stored by then counts."""
+    store, said = Fragile(str(tmp_path)), list[tuple[str, dict[str, Any]]]()
+    save(store, 1, said)
+    store.hangs_in = verb
+    flight = begin(store, 2, said)
+    assert store.hangs.wait(30)
+    assert not flight.done
+    flight.cancel()
+    flight.wait(30)
+    assert flight.done
+    assert there(store) == ([2, 1] if stored else [1]), "nothing is deleted that was not read back"
+    assert [what for what, _ in said] == ["saved", "saved" if stored else "save failed"]
+    assert (flight.error is None) == stored
+    store.hangs_in = ""
+    store.returns.set()

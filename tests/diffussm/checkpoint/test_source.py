@@ -33,13 +33,35 @@ def test_nothing_is_read_after_the_end_of_its_time() -> None:
 
 
 def test_within_returns_raises_or_gives_up() -> None:
-    assert within(5, lambda: 3, lambda: None, "x") == 3
+    source = Source([memoryview(b"abc")])
+    assert within(5, lambda: 3, source, "x") == 3
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 // 0, lambda: None, "x")
-    gate, told = threading.Event(), threading.Event()
+        within(5, lambda: 1 // 0, source, "x")
+    gate = threading.Event()
     with pytest.raises(StorageError, match=r"c/r0: not stored within 0\.05 s"):
-        within(0.05, gate.wait, told.set, "c/r0")
-    assert told.is_set()
+        within(0.05, gate.wait, source, "c/r0")
+    assert source.cancelled
+    gate.set()
+
+
+def test_within_leaves_a_call_that_hangs_once_the_source_is_cancelled() -> None:
+    source, gate, begun = Source([memoryview(b"abc")]), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        gate.wait()
+
+    def cancel() -> None:
+        assert begun.wait(30)
+        source.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(Cancelled, match="c/r0: given up"):
+        within(600, hang, source, "c/r0")
+    canceller.join()
+    with pytest.raises(Cancelled):
+        within(600, gate.wait, source, "c/r0")  # cancelled before
     gate.set()
 
 

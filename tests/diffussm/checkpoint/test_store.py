@@ -105,6 +105,28 @@ def test_a_store_without_conditional_writes_looks_first_and_says_so(
     assert "has no conditional writes" in caplog.text
 
 
+def test_two_creations_at_one_moment_are_told_apart(s3_server: S3Server, tmp_path: Path) -> None:
+    """A mock of the answer that S3 gives while another conditional write of the key is under way; ours gives none."""
+    store = open_store(s3_server.url(f"conflict/{tmp_path.name}"))
+    assert isinstance(store, S3Store)
+    conflicts = iter(range(2))
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        if next(conflicts, None) is None:
+            return None
+        body = b"<Error><Code>ConditionalRequestConflict</Code><Message>conflicting operation</Message></Error>"
+        return AWSResponse(request.url, 409, {}, HTTPResponse(io.BytesIO(body), preload_content=False))
+
+    store.client.meta.events.register("before-send.s3.PutObject", answer)
+    store.write("attempts/1/start.json", b"first", create=True)
+    conflicts = iter(range(2))
+    with pytest.raises(AlreadyExists):
+        store.write("attempts/1/start.json", b"second", create=True)
+    conflicts = iter(range(100))
+    with pytest.raises(StorageError, match="ConditionalRequestConflict"):
+        store.write("attempts/2/start.json", b"first", create=True)
+
+
 def test_unknown_schemes_and_missing_buckets_are_refused() -> None:
     with pytest.raises(StorageError, match="gs://"):
         open_store("gs://bucket/x")

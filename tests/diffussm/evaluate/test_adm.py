@@ -8,7 +8,7 @@ import pytest
 from diffussm.checkpoint.store import Store, open_store
 from diffussm.errors import DataError
 from diffussm.evaluate import npz
-from diffussm.evaluate.adm import read_reference
+from diffussm.evaluate.adm import identify, read_reference
 from tests.diffussm.evaluate.test_extractors import Colours
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
@@ -61,3 +61,16 @@ def test_no_file_and_an_empty_one_are_refused(store: Store, tmp_path: Path) -> N
     np.savez(tmp_path / "empty.npz", other=np.ones(1))
     with pytest.raises(DataError, match="neither"):
         read_reference(tmp_path / "empty.npz", Colours(), store, 4)
+
+
+def test_a_file_is_judged_before_anything_is_extracted(store: Store, tmp_path: Path) -> None:
+    extractor = Colours()
+    np.savez(tmp_path / "s.npz", arr_0=IMAGES)
+    before = identify(tmp_path / "s.npz", extractor)
+    assert (before, extractor.seen) == (read_reference(tmp_path / "s.npz", Colours(), store, 4).digest, 0)
+    np.savez(tmp_path / "s.npz", arr_0=IMAGES[1:])
+    assert identify(tmp_path / "s.npz", extractor) != before
+    for name, content in {"empty": {"other": np.ones(1)}, "adm": {"mu": np.zeros(3), "sigma": np.eye(3)}}.items():
+        np.savez(tmp_path / f"{name}.npz", **content)
+        with pytest.raises(DataError, match=r"evaluate\.reference"):
+            identify(tmp_path / f"{name}.npz", extractor)

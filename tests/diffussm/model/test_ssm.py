@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffussm.model.ssm import BiSSM, drop_kernels, fixed_parameters
+from diffussm.model.ssm import BiSSM, _Kept, drop_kernels, fixed_parameters
 from diffussm.ops import library
 
 WIDTH, STATE, LENGTH = 3, 4, 9
@@ -169,6 +169,16 @@ def move_and_come_back(layer: BiSSM) -> None:
     layer.to(torch.float32)
 
 
+def assert_no_stale_kernel_after(change: Callable[[BiSSM], None], layer: BiSSM) -> None:
+    u = torch.randn(2, LENGTH, 2 * WIDTH)
+    with torch.no_grad():
+        before = layer(u)
+        change(layer)
+        after = layer(u)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, uncached(layer, u))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -188,13 +198,20 @@ def move_and_come_back(layer: BiSSM) -> None:
     ],
 )
 def test_no_stale_kernel_after(change: Callable[[BiSSM], None], layer: BiSSM) -> None:
-    u = torch.randn(2, LENGTH, 2 * WIDTH)
-    with torch.no_grad():
-        before = layer(u)
-        change(layer)
-        after = layer(u)
-    assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, uncached(layer, u))
+    assert_no_stale_kernel_after(change, layer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [write_in_place, write_one_element, write_by_foreach, write_in_inference_mode, replace_parameter, replace_data],
+)
+def test_a_layer_that_keeps_stale_kernels_is_rejected(
+    change: Callable[[BiSSM], None], layer: BiSSM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mutant of the check above: kernels that are kept whatever becomes of the parameters."""
+    monkeypatch.setattr(_Kept, "fits", lambda *_: True)
+    with pytest.raises(AssertionError):
+        assert_no_stale_kernel_after(change, layer)
 
 
 def test_memory_of_the_kept_kernels_sources_is_not_handed_out_again(layer: BiSSM) -> None:

@@ -79,9 +79,22 @@ def test_spectra_are_the_modulated_transform(subs: int) -> None:
     assert relative_error((backward * w.conj()).real[:, :length], k_b) < 1e-3
 
 
+class StaleSpectra(SpectrumCache):
+    """The mutant: looks at the first kernel's identity alone."""
+
+    def get(self, k_f: Tensor, k_b: Tensor, subs: int) -> tuple[Tensor, Tensor]:
+        entry = self._entries.get(k_f)
+        return entry[2] if entry is not None else super().get(k_f, k_b, subs)
+
+
 def test_stale_spectra_are_never_used() -> None:
+    assert_never_stale(SpectrumCache())
+    with pytest.raises(AssertionError):
+        assert_never_stale(StaleSpectra())
+
+
+def assert_never_stale(cache: SpectrumCache) -> None:
     """Reused while nothing changes; made anew after a write to either kernel; gone with the kernel."""
-    cache = SpectrumCache()
     _, k_f, k_b = kernels(20, 2, torch.float32, shared=True)
     first = cache.get(k_f, k_b, 1)
     assert cache.get(k_f, k_b, 1) is first

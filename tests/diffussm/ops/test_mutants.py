@@ -1,7 +1,7 @@
 """Wrong GPU kernels must not pass the checks that the right ones pass.
 
 Mutants of the operator as a whole (zero output, zero du, swapped directions, a circular convolution and others) stand
-in test_registry.py; stale spectra in test_cuda.py.
+in test_registry.py; stale spectra in test_cuda.py, a layer's stale kernels in ../model/test_ssm.py.
 """
 
 import os

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from diffussm.errors import MissingError
 from diffussm.ops import registry
@@ -44,3 +45,18 @@ def test_without_a_card_it_is_refused_with_the_reason(monkeypatch: pytest.Monkey
 
 def test_float64_is_refused_with_the_reason() -> None:
     assert "float64" in (BACKEND.available(torch.device("cuda"), torch.float64) or "")
+
+
+def test_a_convolution_that_cuda_cannot_serve_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shapes alone, by fake tensors: no card is asked."""
+    monkeypatch.setattr(registry, "verdict", lambda name, *_: registry.Verdict(name, False, "no NVRTC"))
+    with FakeTensorMode(), caplog.at_level("WARNING", logger="diffussm.ops"):
+        u = torch.empty(2, 16, 8, dtype=torch.bfloat16, device="cuda")
+        k = torch.empty(8, 16, device="cuda")
+        for _ in range(2):
+            assert BACKEND.conv(u, k, k).shape == (2, 16, 16)
+        BACKEND.conv(u.float(), k, k)  # cuda is for half precision: nothing is amiss
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "convolves by torch's FFT, not by cuda: no NVRTC" in line

@@ -107,6 +107,27 @@ def test_a_newer_checkpoint_of_the_node_is_resumed_from(cfg: Config, tmp_path: P
     assert 8 * BATCH in [m.counters.images for _, m in stored if isinstance(m, Manifest) and m.permanent]
 
 
+@pytest.mark.world_size(1)
+def test_a_milestone_that_storage_is_owed_is_kept_after_a_start_from_the_nodes_checkpoint(
+    cfg: Config, tmp_path: Path
+) -> None:  # fmt: skip
+    """The save at the milestone (6) was lost, the node has a later one (7): the next in storage (8) stands in."""
+    cfg.checkpoint = CheckpointConfig(every_images=4 * BATCH)
+    run(named(cfg, "owed", images=7 * BATCH), tmp_path)
+    storage, last = Path(cfg.storage, "owed", "checkpoints"), f"{7 * BATCH:012d}"
+    node = tmp_path / "node" / "owed" / "checkpoints"
+    node.mkdir(parents=True)
+    (storage / last).rename(node / last)
+    assert [folder.name for folder in storage.iterdir()] == [f"{4 * BATCH:012d}"]
+    cfg.checkpoint = CheckpointConfig(
+        every_images=4 * BATCH, milestone_images=6 * BATCH, local=str(tmp_path / "node"), local_every_images=100 * BATCH
+    )
+    started = next(r for r in run(named(cfg, "owed"), tmp_path) if r.get("event") == "resumed")
+    assert started["images"] == 7 * BATCH
+    stored = restore.manifests(open_store(f"{cfg.storage}/owed"))
+    assert {m.counters.images: m.permanent for _, m in stored if isinstance(m, Manifest)}[8 * BATCH]
+
+
 @pytest.mark.world_size(2)
 def test_two_ranks_and_other_stages_make_the_same_run(cfg: Config, tmp_path: Path) -> None:
     """Losses agree to a rounding for ZeRO 1 and 3, and with accumulation."""

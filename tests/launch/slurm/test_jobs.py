@@ -131,6 +131,26 @@ def test_stop_lets_it_save_and_does_not_requeue(cluster: SlurmCluster, tmp_path:
     assert "stopped by the user" in cluster.diffussm("logs", work.name).stdout
 
 
+def test_json_and_words_tell_the_same_of_real_jobs(cluster: SlurmCluster, tmp_path: Path) -> None:
+    (tmp_path / "lo gs").mkdir()
+    plain = ["--comment=/s%20t/a", f"--output={tmp_path}/lo gs/%x-%j.log", "--wrap=sleep 600"]
+    runs = cluster.run("sbatch", "--parsable", "--job-name=diffussm-runs", *plain).stdout.strip()
+    waits = cluster.run("sbatch", "--parsable", "--hold", "--job-name=diffussm-waits", *plain).stdout.strip()
+    array = cluster.run("sbatch", "--parsable", "--hold", "--array=0-2", "--job-name=diffussm-sweep", "--wrap=true")
+    cluster.wait(lambda: cluster.state(runs) == "RUNNING", "a job that runs")
+    code = (
+        "import dataclasses, json; from launch import squeue; print(json.dumps([[dataclasses.asdict(job) for job in "
+        "sorted(found, key=lambda job: job.id)] for found in (squeue.listed_by_json(), squeue.listed_by_words())]))"
+    )
+    by_json, by_words = json.loads(cluster.run(sys.executable, "-c", code).stdout)
+    ours = {runs, waits, array.stdout.strip()}
+    assert ours <= {job["id"] for job in by_json}
+    for job in (*by_json, *by_words):
+        if job["id"] == array.stdout.strip():
+            assert job["log"] == ""  # no task of it has begun
+    assert by_json == by_words
+
+
 @pytest.mark.long
 def test_two_jobs_share_a_node(cluster: SlurmCluster, tmp_path: Path) -> None:
     one = Work(cluster, tmp_path / "1", "wait", name="one")
