@@ -87,6 +87,15 @@ def test_odd_values_arrive_as_they_are(cfg: Config, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
 
 
+def test_a_scratch_folder_that_is_there_already_is_not_used(cfg: Config, tmp_path: Path) -> None:
+    (made_here,) = (line for line in slurm.render(made(cfg)).splitlines() if line.startswith("mkdir "))
+    assert '"$SCRATCH"' in made_here
+    for expected in (0, 76):
+        script = f"SCRATCH={tmp_path}/scratch\n{made_here}\n"
+        assert subprocess.run(["bash"], input=script, text=True, check=False).returncode == expected
+    assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
+
+
 def test_the_delimiter_never_stands_in_the_config() -> None:
     assert slurm._delimiter("a\nEND_OF_CONFIG\nEND_OF_CONFIG_\n") == "END_OF_CONFIG__"
 

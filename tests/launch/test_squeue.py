@@ -1,4 +1,4 @@
-"""What Slurm prints, read: lines and JSON as Slurm 22.05 and 23.11 write them; real daemons in tests/launch/slurm."""
+"""What Slurm prints, read: 22.05 as it was seen, newer JSON as we know it; real daemons: tests/launch/slurm."""
 
 from __future__ import annotations
 
