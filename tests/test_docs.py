@@ -119,7 +119,7 @@ def test_a_command_is_one_that_exists(line: Line, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     given = parsed(line)
     named, overrides = given.get("config") or "", [text for text in given.get("overrides") or [] if text]
-    if line.words[0] == "bench" and len(line.words) > 1:
+    if line.words[0] == "bench" and len(line.words) > 1 and line.words[1] != "--help":
         asked = bench.parse(line.words[1:])  # its options are those of the measurement, not of the command line
         named, overrides = asked.config, asked.overrides
     if not named.endswith(".yaml"):

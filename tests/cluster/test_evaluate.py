@@ -152,6 +152,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     assert dump(found) == expected
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_users_error_comes_out_as_it_was_raised(cfg: Config, store: Store) -> None:
     with pytest.raises(DataError, match="no usable checkpoint after 9 images"):

@@ -160,6 +160,7 @@ def test_beyond_the_budget_it_stops_and_the_next_start_goes_on(cluster: Any, cfg
     assert contents(cfg.data.latents) == alone
 
 
+@pytest.mark.long
 def test_faults_of_the_pictures_come_back_typed_and_are_not_retried(cluster: Any, cfg: Config) -> None:
     cfg.data.on_corrupt = OnCorrupt.fail
     with pytest.raises(CorruptImageError, match=r"b/007\.png") as caught:

@@ -51,6 +51,7 @@ def fit(cfg: Config, tmp_path: Path, hear: Any = None) -> list[dict[str, Any]]:
     return said
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would(cluster: Any, tmp_path: Path) -> None:
     cfg = tiny_run(tmp_path, workers=2, images=STEPS * BATCH, checkpoint_images=3 * BATCH)
     killed = threading.Event()
@@ -83,6 +84,7 @@ def test_a_users_error_comes_back_typed_and_is_not_retried(cluster: Any, tmp_pat
     assert len(list((tmp_path / "runs" / "tiny" / "attempts").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_losing_workers_beyond_the_budget_is_an_infrastructure_error(cluster: Any, tmp_path: Path) -> None:
     cfg = tiny_run(tmp_path, images=STEPS * BATCH)
     cfg.cluster.max_failures = 0

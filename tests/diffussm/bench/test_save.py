@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.long
 def test_the_command_measures_saves_and_restores_of_both(tmp_path: Path) -> None:
     """In a process of its own, with processes below it."""
     command = [

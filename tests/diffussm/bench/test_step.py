@@ -25,6 +25,7 @@ def test_an_inner_part_interrupts_the_one_around_it(monkeypatch: pytest.MonkeyPa
     assert clock.seconds == {}
 
 
+@pytest.mark.long
 def test_the_command_names_every_part_and_the_parts_make_up_the_step(tmp_path: Path) -> None:
     """In processes of its own, two ranks under ZeRO 1 with accumulation."""
     config = tmp_path / "tiny.yaml"

@@ -160,7 +160,7 @@ def test_an_outage_beyond_the_deadline_stops_the_step(cfg: Config, relay: Relay,
 
 
 def test_a_loader_worker_reports_the_outage_too(cfg: Config, relay: Relay, tmp_path: Path) -> None:
-    cfg.data.store_deadline_s, cfg.data.loader_workers = 1, 1
+    cfg.data.store_deadline_s, cfg.data.loader_workers = 5, 1  # the first batch may take a second, too
     data = open_here(cfg, tmp_path)
     batches = data.batches(Cursor())
     next(batches)

@@ -131,6 +131,7 @@ def test_one_rank_in_more_cases() -> None:
     compare(ONE_RANK_LONG, 1)
 
 
+@pytest.mark.long
 @pytest.mark.world_size(2)
 def test_two_ranks() -> None:
     compare(TWO_RANKS, 2)

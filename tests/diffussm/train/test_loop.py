@@ -104,7 +104,8 @@ def test_a_newer_checkpoint_of_the_node_is_resumed_from(cfg: Config, tmp_path: P
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
     stored = restore.manifests(open_store(f"{cut.storage}/cut"))
-    assert 8 * BATCH in [m.counters.images for _, m in stored if isinstance(m, Manifest) and m.permanent]
+    kept = [m.counters.images for _, m in stored if isinstance(m, Manifest) and m.permanent]
+    assert any(8 * BATCH <= images for images in kept), "the milestone's, or the next if its save was still under way"
 
 
 @pytest.mark.world_size(1)

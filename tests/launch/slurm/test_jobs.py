@@ -65,10 +65,10 @@ class Work:
     def log(self) -> str:
         return "\n".join(path.read_text() for path in (self.folder / "lo gs").glob("*.log"))
 
-    def until_started(self, count: int, seconds: float = 120) -> None:
+    def until_started(self, count: int, seconds: float = 300) -> None:
         self.cluster.wait(lambda: len(self.starts) >= count, f"start {count}\n{self.log}", seconds)
 
-    def until(self, job: str, state: str, seconds: float = 120) -> None:
+    def until(self, job: str, state: str, seconds: float = 300) -> None:
         self.cluster.wait(lambda: self.cluster.state(job) == state, f"{job} {state}", seconds)
 
     def details(self, job: str) -> dict[str, str]:
@@ -83,6 +83,7 @@ def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     slurm_cluster.wait(lambda: slurm_cluster.idle(2), "the cluster to be empty")
 
 
+@pytest.mark.timeout(900)
 def test_preempted_warned_saved_requeued_resumed(cluster: SlurmCluster, tmp_path: Path) -> None:
     work = Work(cluster, tmp_path, "wait", "exit 0", exclusive=True)
     job = work.submit()
