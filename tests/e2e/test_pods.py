@@ -17,16 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffussm.checkpoint import restore
-from diffussm.checkpoint.store import open_store
 from diffussm.config import check, dump, load
 from diffussm.config.schema import Config
-from diffussm.train import loop
-from diffussm.train.world import current
 from launch.kubernetes.grace import grace
 from launch.kubernetes.render import objects
 from launch.target import Submission
-from tests.distributed import run_on_ranks
+from tests.e2e import undisturbed
 from tests.launch.kubernetes import operator
 from tests.pods import USER, Pods, wait
 from tests.runs import BATCH, final_losses, tiny_run
@@ -50,24 +46,6 @@ def config(folder: Path) -> Config:
     for path in (folder, *folder.rglob("*")):
         shutil.chown(path, USER, USER)
     return cfg
-
-
-def uninterrupted(path: str, scratch: str) -> None:
-    """The same run under another name, on ranks that nothing disturbs."""
-    cfg = load(path, ["name=undisturbed"])
-    world = current(torch.device("cpu"))
-    loop.train(cfg, world, attempt=1, scratch=Path(scratch) / str(world.rank), announce=lambda record: None)
-
-
-def state(cfg: Config, name: str) -> dict[str, torch.Tensor]:
-    store = open_store(f"{cfg.storage}/{name}")
-    folder, manifest = restore.choose(store)
-    assert manifest.counters.images == STEPS * BATCH
-    return {
-        f"{kind}/{key}": tensor
-        for kind in manifest.kinds
-        for key, tensor in restore.read_weights(store, folder, manifest, kind).items()
-    }
 
 
 @dataclass
@@ -179,8 +157,8 @@ def test_evicted_pods_save_and_their_successors_end_as_if_nothing_had_happened(
 
     path = tmp_path / "tiny.yaml"
     path.write_text(dump(cfg))
-    run_on_ranks(Path(__file__), "uninterrupted", {"path": str(path), "scratch": str(tmp_path / "scratch")}, 2)
+    undisturbed.run(path, tmp_path / "scratch", 2)
     assert final_losses(cfg) == final_losses(load(path, ["name=undisturbed"]))
-    ours, theirs = state(cfg, "tiny"), state(cfg, "undisturbed")
+    ours, theirs = undisturbed.state(cfg, "tiny"), undisturbed.state(cfg, undisturbed.NAME)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -11,13 +11,8 @@ import pytest
 import torch
 import yaml
 
-from diffussm.checkpoint import restore
-from diffussm.checkpoint.store import open_store
 from diffussm.config import dump, load
-from diffussm.config.schema import Config
-from diffussm.train import loop
-from diffussm.train.world import current
-from tests.distributed import run_on_ranks
+from tests.e2e import undisturbed
 from tests.runs import BATCH, final_losses, tiny_run
 from tests.slurm import SlurmCluster
 
@@ -41,24 +36,6 @@ def config(tmp_path: Path) -> Path:
 def events(root: Path) -> list[dict[str, Any]]:
     path = root / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def uninterrupted(path: str, scratch: str) -> None:
-    """The same run under another name, on ranks that nothing disturbs."""
-    cfg = load(path, ["name=undisturbed"])
-    world = current(torch.device("cpu"))
-    loop.train(cfg, world, attempt=1, scratch=Path(scratch) / str(world.rank), announce=lambda record: None)
-
-
-def state(cfg: Config, name: str) -> dict[str, torch.Tensor]:
-    store = open_store(f"{cfg.storage}/{name}")
-    folder, manifest = restore.choose(store)
-    assert manifest.counters.images == STEPS * BATCH
-    return {
-        f"{kind}/{key}": tensor
-        for kind in manifest.kinds
-        for key, tensor in restore.read_weights(store, folder, manifest, kind).items()
-    }
 
 
 @pytest.mark.long
@@ -97,10 +74,10 @@ def test_a_preempted_run_ends_as_if_nothing_had_happened(
     print(f"warning to saved: {saved['time'] - warned:.1f} s")
     print(f"saved to the next step: {again[0]['time'] - saved['time']:.1f} s")
 
-    run_on_ranks(Path(__file__), "uninterrupted", {"path": str(config), "scratch": str(tmp_path / "scratch")}, 2)
+    undisturbed.run(config, tmp_path / "scratch", 2)
     other = load(config, ["name=undisturbed"])
     assert final_losses(cfg) == final_losses(other)
-    ours, theirs = state(cfg, "tiny"), state(cfg, "undisturbed")
+    ours, theirs = undisturbed.state(cfg, "tiny"), undisturbed.state(cfg, undisturbed.NAME)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert yaml.safe_load((root / "config.yaml").read_text())["name"] == "tiny"
