@@ -23,6 +23,14 @@ class Variable:
     reason: str
 
 
+RANK_PROCESS = Variable(
+    "DIFFUSSM_RANK_PROCESS", "1", "tells processes for ranks from others of the job: they import more"
+)
+"""Set for the ranks alone, not for every worker."""
+WARM = "cluster.standby.warm"
+"""What Ray calls first in every process it starts for the job."""
+
+
 def variables(cfg: Config) -> list[Variable]:
     """What workers and driver of this run need. Pure."""
     threads = str(cfg.cluster.threads_per_worker)
@@ -37,7 +45,9 @@ def variables(cfg: Config) -> list[Variable]:
         ),
         Variable("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0", "drains reach the ranks through our hub"),
         Variable("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30", "nodes are known to be there; Ray would wait 60 s"),
-        Variable("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2", "a broken group cannot end in order"),
+        Variable(
+            "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "0", "a broken group cannot end in order, a finished one need not"
+        ),
         Variable("RAY_DEDUP_LOGS", "0", "each rank's lines stay whole"),
         Variable("OMP_NUM_THREADS", threads, "torch's threads on each worker; Ray would set 1"),
         Variable("MKL_NUM_THREADS", threads, "as OMP_NUM_THREADS"),

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from cluster.hub import Place
+from cluster.standby import Standby
 from diffussm.train.control import Control
 
 _LOG = logging.getLogger("diffussm.cluster")
@@ -26,8 +27,9 @@ STACKS_SIGNAL = signal.SIGUSR2
 class Pulse:
     """The heart of one rank, from `start` to `stop`."""
 
-    def __init__(self, hub: Any, rank: int, control: Control, interval_s: float) -> None:
+    def __init__(self, hub: Any, rank: int, control: Control, interval_s: float, standby: Standby) -> None:
         self._hub, self._rank, self._control, self._interval_s = hub, rank, control, interval_s
+        self._standby = standby
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
         # Opened for good: the signal's handler writes to the descriptor, whatever state Python is in.
@@ -61,10 +63,11 @@ class Pulse:
         last = False
         while not last:
             last = self._stop.wait(self._interval_s)
+            beat = self._control.phases.beat()
             try:
-                self._control.wish = ray.get(
-                    self._hub.beat.remote(self._rank, os.getpid(), self._control.phases.beat()), timeout=30
-                )
+                self._control.wish = ray.get(self._hub.beat.remote(self._rank, os.getpid(), beat), timeout=30)
             except ray.exceptions.RayError as error:
                 # Without the hub nobody can ask anything; training goes on and Ray will end it if the driver is gone.
                 _LOG.warning("rank %d: the hub does not answer: %s", self._rank, error)
+            if not last:
+                self._standby.look(beat.steps)

@@ -325,7 +325,7 @@ class Stages:
 
     def _connect(self, ray: Any, worker_env: dict[str, str], workers: int = 0) -> None:
         cluster = self.cfg.cluster
-        runtime_env = {"env_vars": worker_env}
+        runtime_env = {"env_vars": worker_env, "worker_process_setup_hook": env.WARM}
         if cluster.address:
             ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
             return

@@ -15,6 +15,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from cluster import checkup, hub, worker
 from cluster.causes import errors_of
 from cluster.controller import OurFailurePolicy, OurScalingPolicy, sizes_of
+from cluster.env import RANK_PROCESS
 from cluster.hub import Place
 from cluster.overseer import Overseer
 from cluster.postmortem import PostMortem
@@ -53,6 +54,7 @@ class Trainer(TorchTrainer):
                 name=cfg.name,
                 storage_path=scratch,  # Ray's own notes; our state goes to the run's store
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),  # budgets are ours
+                worker_runtime_env={"env_vars": {RANK_PROCESS.name: RANK_PROCESS.value}},
             ),
         )
 

@@ -26,6 +26,7 @@ def run(job: dict[str, Any]) -> None:
 
     from cluster.lease import claim_attempt
     from cluster.pulse import Pulse
+    from cluster.standby import Standby
     from diffussm.config.plan import with_workers
     from diffussm.train.control import Control
     from diffussm.train.phases import Phase
@@ -34,7 +35,7 @@ def run(job: dict[str, Any]) -> None:
     control = Control()
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    pulse = Pulse(job["hub"], rank, control, cfg.cluster.heartbeat_interval_s)
+    pulse = Pulse(job["hub"], rank, control, cfg.cluster.heartbeat_interval_s, Standby(wanted=cfg.cluster.standby))
     control.phases.book(Phase.START, max(0.0, time.time() - pulse.start()))
     try:
         from diffussm.train.loop import train

@@ -48,9 +48,10 @@ class Rank:
     def beats(self, hub: Any, seconds: float, interval_s: float) -> float:
         """The same with a pulse, whose start and end are left out."""
         from cluster.pulse import Pulse
+        from cluster.standby import Standby
         from diffussm.train.control import Control
 
-        pulse = Pulse(hub, 0, Control(), interval_s)
+        pulse = Pulse(hub, 0, Control(), interval_s, Standby(wanted=False))
         pulse.start()
         spent = self.waits(seconds)
         pulse.stop()

@@ -220,6 +220,8 @@ class ClusterConfig:
     """Seconds without progress after which the group counts as hung and is restarted, once it has made a step."""
     start_s: float = 1800
     """Seconds that a start until the first step, or a save, may take before it counts as hung."""
+    standby: bool = False
+    """Keep beside each rank one more process that has imported everything (about 1 GB): a restart finds it ready."""
     grace_s: float = 30
     """Seconds between a warning (SIGTERM, SIGUSR1, notice file) and the kill: the time there is to save."""
     notice_file: str = ""
