@@ -58,6 +58,11 @@ def variables(cfg: Config) -> list[Variable]:
             f"{tempfile.gettempdir()}/diffussm-nccl-{cfg.name}-",
             "where that evidence is looked for",
         ),
+        Variable(
+            "TORCH_NCCL_DEBUG_INFO_PIPE_FILE",
+            f"{tempfile.gettempdir()}/diffussm-nccl-{cfg.name}-",
+            "how that evidence is asked for before a collective gives up",
+        ),
         Variable("TORCH_FR_BUFFER_SIZE", "2000", "collectives the flight recorder remembers"),
         Variable("TOKENIZERS_PARALLELISM", "false", "no thread pool in forked data loader workers"),
         Variable("DS_ACCELERATOR", "cuda" if cfg.cluster.gpus_per_worker else "cpu", "DeepSpeed need not probe"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -22,7 +23,6 @@ class PostMortem:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._written: dict[int, int] = {}
 
     def write(self, attempt: int, fault: Mapping[str, Any], ranks: Mapping[int, Mapping[str, Any]]) -> str:
         """Write the evidence of one failure; returns the folder.
@@ -34,15 +34,20 @@ class PostMortem:
 
         A store that is away is often the failure itself, so what cannot be written is logged and the job goes on.
         """
-        self._written[attempt] = self._written.get(attempt, 0) + 1
-        again = self._written[attempt]
-        folder = f"attempts/{attempt}/postmortem" + (f"-{again}" if again > 1 else "")
+        folder = f"attempts/{attempt}/postmortem"
         try:
+            folder = self._free(folder)
             for key, body in files(fault, ranks).items():
                 self._store.write(f"{folder}/{key}", body)
         except StorageError as error:
             _LOG.warning("the post-mortem of attempt %d is not stored: %s", attempt, error.message)
         return folder
+
+    def _free(self, folder: str) -> str:
+        """`folder`, or the first of folder-2, folder-3 ... that is free: an earlier driver may have written there."""
+        taken = {key.removeprefix(folder).split("/")[0] for key in self._store.keys(folder)}
+        number = next(n for n in itertools.count(1) if ("" if n == 1 else f"-{n}") not in taken)
+        return folder if number == 1 else f"{folder}-{number}"
 
 
 def files(fault: Mapping[str, Any], ranks: Mapping[int, Mapping[str, Any]]) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from typing import Any
 import ray
 
 from cluster.hub import Place
+from cluster.notice import Notice
 from cluster.standby import Standby
+from diffussm.config.schema import ClusterConfig
 from diffussm.train.control import Control
 
 _LOG = logging.getLogger("diffussm.cluster")
@@ -27,13 +28,16 @@ STACKS_SIGNAL = signal.SIGUSR2
 class Pulse:
     """The heart of one rank, from `start` to `stop`."""
 
-    def __init__(self, hub: Any, rank: int, control: Control, interval_s: float, standby: Standby) -> None:
-        self._hub, self._rank, self._control, self._interval_s = hub, rank, control, interval_s
-        self._standby = standby
+    def __init__(
+        self, hub: Any, rank: int, control: Control, cfg: ClusterConfig, stacks: Path, standby: Standby
+    ) -> None:  # fmt: skip
+        """`stacks` is the file for the stacks of this process, in a folder that others cannot write."""
+        self._hub, self._rank, self._control, self._interval_s = hub, rank, control, cfg.heartbeat_interval_s
+        self._standby, self._notice = standby, Notice(cfg.notice_file, cfg.grace_s)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
         # Opened for good: the signal's handler writes to the descriptor, whatever state Python is in.
-        self._stacks = Path(tempfile.gettempdir(), f"diffussm-stacks-{os.getpid()}.txt").open("w+")  # noqa: SIM115
+        self._stacks = stacks.open("w+")
         self._last: Any = None
 
     def start(self) -> float:
@@ -57,7 +61,6 @@ class Pulse:
             ray.get(self._last)
         faulthandler.unregister(STACKS_SIGNAL)
         self._stacks.close()
-        Path(self._stacks.name).unlink(missing_ok=True)
 
     def _beat(self) -> None:
         last = False
@@ -71,3 +74,4 @@ class Pulse:
                 _LOG.warning("rank %d: the hub does not answer: %s", self._rank, error)
             if not last:
                 self._standby.look(beat.steps)
+                self._notice.look()

@@ -25,8 +25,12 @@ WRITE_S = 2.0
 MOST_BYTES = 1 << 20
 """Of one file of evidence; the rest is cut off."""
 
-FLIGHT_RECORDER = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
-"""Environment variable with the prefix of NCCL's flight recorder files, one for each rank."""
+RECORDER_S = 10.0
+"""Seconds for NCCL's threads, which look each second, to see that their flight recorder is asked for and write it."""
+RECORDER = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+"""Environment variable with the prefix of the flight recorders' files; the rank follows."""
+RECORDER_PIPE = "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"
+"""Environment variable with the prefix of the pipes that ask for them; the rank and `.pipe` follow."""
 
 STATES = {"T": "stopped", "t": "traced", "D": "waiting for the disk", "Z": "dead", "R": "running", "S": "asleep"}
 
@@ -77,13 +81,42 @@ def look(processes: Mapping[int, tuple[int, str]]) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {
         rank: {"pid": pid, "state": state_of(pid), "wchan": _proc(pid, "wchan")} for rank, (pid, _) in processes.items()
     }
+    asked = {rank: time.time() for rank in processes if _ask_recorder(rank)}
     for rank, (pid, file) in processes.items():
         if found[rank]["state"] not in ("", "stopped", "traced", "dead"):
             found[rank]["stacks"] = dump(pid, Path(file))
-        recorder = Path(f"{os.environ.get(FLIGHT_RECORDER, '/nowhere/')}{rank}")
-        if recorder.exists():
-            found[rank]["flight_recorder"] = recorder.read_bytes()[:MOST_BYTES]
+    deadline = time.monotonic() + RECORDER_S
+    for rank, since in asked.items():
+        found[rank]["flight_recorder"] = _recorded(rank, since, deadline)
     return found
+
+
+def _ask_recorder(rank: int) -> bool:
+    """Ask NCCL in a rank of this node to write its flight recorder; whether it listens. Collectives end too late."""
+    prefix = os.environ.get(RECORDER_PIPE)
+    if not prefix:
+        return False
+    try:
+        pipe = os.open(f"{prefix}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # no pipe, or nobody reads it: no NCCL there
+        return False
+    try:
+        os.write(pipe, b"1")
+    finally:
+        os.close(pipe)
+    return True
+
+
+def _recorded(rank: int, since: float, deadline: float) -> bytes:
+    """The recorder written after `since`, seconds since 1970, once it is whole; empty if there is none in time."""
+    file, size = Path(f"{os.environ.get(RECORDER, '')}{rank}"), -1
+    while time.monotonic() < deadline:
+        if file.exists() and (now := file.stat()).st_mtime >= since - 1:  # a file's clock is coarser
+            if 0 < now.st_size == size:
+                return file.read_bytes()[:MOST_BYTES]
+            size = now.st_size
+        time.sleep(0.1)
+    return b""
 
 
 def dump(pid: int, file: Path) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from diffussm.config.schema import Config
@@ -26,6 +24,7 @@ def run(job: dict[str, Any]) -> None:
 
     from cluster.lease import claim_attempt
     from cluster.pulse import Pulse
+    from cluster.scratch import scratch
     from cluster.standby import Standby
     from diffussm.config.plan import with_workers
     from diffussm.train.control import Control
@@ -35,28 +34,31 @@ def run(job: dict[str, Any]) -> None:
     control = Control()
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    pulse = Pulse(job["hub"], rank, control, cfg.cluster.heartbeat_interval_s, Standby(wanted=cfg.cluster.standby))
-    control.phases.book(Phase.START, max(0.0, time.time() - pulse.start()))
-    try:
-        from diffussm.train.loop import train
-        from diffussm.train.world import current
+    with scratch() as folder:
+        standby = Standby(wanted=cfg.cluster.standby)
+        pulse = Pulse(job["hub"], rank, control, cfg.cluster, folder / "stacks.txt", standby)
+        control.phases.book(Phase.START, max(0.0, time.time() - pulse.start()))
+        try:
+            from diffussm.train.loop import train
+            from diffussm.train.world import current
 
-        torch.set_num_threads(cfg.cluster.threads_per_worker)
-        device = torch.device("cuda", context.get_local_rank()) if cfg.cluster.gpus_per_worker else torch.device("cpu")
-        world = current(device)
-        cfg = with_workers(cfg, world.size)
-        attempt = claim_attempt(cfg, world)
-        if world.leads:
-            ray.get(job["hub"].number.remote(attempt))
+            torch.set_num_threads(cfg.cluster.threads_per_worker)
+            gpus = cfg.cluster.gpus_per_worker
+            world = current(torch.device("cuda", context.get_local_rank()) if gpus else torch.device("cpu"))
+            cfg = with_workers(cfg, world.size)
+            attempt = claim_attempt(cfg, world)
+            if world.leads:
+                ray.get(job["hub"].number.remote(attempt))
 
-        def announce(record: dict[str, Any]) -> None:
-            pulse.tell(record | {"attempt": attempt})
+            def announce(record: dict[str, Any]) -> None:
+                pulse.tell(record | {"attempt": attempt})
 
-        _tell_warnings(world.rank, announce)
-        with tempfile.TemporaryDirectory(prefix=f"{cfg.name}-{attempt}-") as scratch:
-            train(cfg, world, attempt, Path(scratch), announce, control)
-    finally:
-        pulse.stop()
+            _tell_warnings(world.rank, announce)
+            data = folder / "data"
+            data.mkdir()
+            train(cfg, world, attempt, data, announce, control)
+        finally:
+            pulse.stop()
 
 
 def _tell_warnings(rank: int, announce: Callable[[dict[str, Any]], None]) -> None:

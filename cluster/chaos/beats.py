@@ -49,12 +49,15 @@ class Rank:
         """The same with a pulse, whose start and end are left out."""
         from cluster.pulse import Pulse
         from cluster.standby import Standby
+        from diffussm.config.schema import ClusterConfig
         from diffussm.train.control import Control
 
-        pulse = Pulse(hub, 0, Control(), interval_s, Standby(wanted=False))
-        pulse.start()
-        spent = self.waits(seconds)
-        pulse.stop()
+        cfg = ClusterConfig(heartbeat_interval_s=interval_s)
+        with tempfile.TemporaryDirectory() as folder:
+            pulse = Pulse(hub, 0, Control(), cfg, Path(folder, "stacks.txt"), Standby(wanted=False))
+            pulse.start()
+            spent = self.waits(seconds)
+            pulse.stop()
         return spent
 
 

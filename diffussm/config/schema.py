@@ -225,7 +225,7 @@ class ClusterConfig:
     grace_s: float = 30
     """Seconds between a warning (SIGTERM, SIGUSR1, notice file) and the kill: the time there is to save."""
     notice_file: str = ""
-    """File whose appearance is a warning, as clouds and node agents write them; empty watches none."""
+    """File whose appearance on a node of the job is a warning, as clouds write it; empty watches none."""
 
 
 @dataclass

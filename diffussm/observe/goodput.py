@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import Store
 from diffussm.observe.events import Journal, read_journal
 
@@ -26,8 +27,9 @@ CAUSES = {
 class Ledger:
     """Rank 0's book. One record a log interval, one at each start; all of them are differences, so they add up."""
 
-    def __init__(self, store: Store, attempt: int) -> None:
-        self._journal, self._attempt = Journal(store, KEY), attempt
+    def __init__(self, store: Store, attempt: int, fence: Fence | None = None) -> None:
+        """`fence` keeps a superseded attempt from writing over the book of a newer one."""
+        self._journal, self._attempt = Journal(store, KEY, fence), attempt
         known = [record["images"] for record in read_journal(store, KEY) if "images" in record]
         self._done_before = max(known, default=0)
         self._last: Mapping[str, float] = {}

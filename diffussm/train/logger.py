@@ -45,7 +45,7 @@ class Logger:
             self._metrics = Journal(store, "metrics.jsonl", fence)
             self._events = Journal(store, "events.jsonl", fence)
             self._telemetry = Journal(store, "telemetry.jsonl", fence)
-            self._ledger = Ledger(store, attempt)
+            self._ledger = Ledger(store, attempt, fence)
 
     def begin(self, at: Counters) -> None:
         """Start the clock of rate and ETA, and say where the training goes on."""

@@ -34,15 +34,34 @@ from diffussm.train.receipt import Receipt
 from diffussm.train.rhythm import Rhythm, begun_s
 from diffussm.train.step import Inputs
 
+_HURRY = 1.5
+"""A departure must have this many times the seconds that the last save took: others may leave at the same time."""
 _FENCE_S = 5.0
 """Seconds between two looks for a newer attempt; before each manifest there is another."""
+
+
+def departure(seconds: Sequence[float | None], left_s: float) -> int:
+    """Which tier a departure saves to. Pure.
+
+    Args:
+        seconds: what the last save to each tier took, storage first; None where there was none.
+        left_s: seconds until the process is killed.
+
+    Storage, which any later start can reach, if there is time or nothing is known of it; else the first tier that is
+    fast enough, or else not known to be slow; else the fastest.
+    """
+    needed = [math.inf if took is None else took * _HURRY for took in seconds]
+    if seconds[0] is None or needed[0] <= left_s:
+        return 0
+    fast = [index for index, least in enumerate(needed) if least <= left_s]
+    unknown = [index for index, took in enumerate(seconds) if took is None]
+    return next(iter(fast + unknown), needed.index(min(needed)))
 
 
 class Saver:
     """Checkpoints of the engine and the averages. Building it is a collective call: every rank must.
 
     Attributes:
-        save_seconds: from the snapshot to the manifest of the last good save, as rank 0 measured it; None before.
         stall_seconds: what the last save cost the step on this rank.
         saved: where the training stood at the last good save to storage.
         snapshot_images: images seen at the last snapshot; -1 before the first.
@@ -67,7 +86,7 @@ class Saver:
         self._snapshot.prepare(self.parts(engine.slices()))
         self._flight: InFlight | None = None
         self._failures, self._last_error = 0, ""
-        self.save_seconds: float | None = None
+        self._seconds: dict[str, float] = {}
         self.stall_seconds = 0.0
         self.at = self.saved = Counters(0, 0, 0, 0, 0, 0)
         self.snapshot_images = -1
@@ -150,11 +169,16 @@ class Saver:
         else:
             self._begin(tier, self.cfg.checkpoint.deadline_s, read_back=True)
         if self._rhythm is not None and self.due:
-            mine = self._rhythm.interval(at.images, self.stall_seconds, self.save_seconds) if self.leads else 0
+            mine = (
+                self._rhythm.interval(at.images, self.stall_seconds, self._seconds.get(self._tiers[0].name))
+                if self.leads
+                else 0
+            )
             self._rhythm.next = at.images + self._agree(mine)[0]
 
-    def save_now(self, deadline_s: float, *, read_back: bool = False) -> None:
-        """Save to storage where the training stands and wait until it is there. Collective: every rank must call it.
+    def save_now(self, deadline_s: float, *, read_back: bool = False, tier: Tier | None = None) -> None:
+        """Save where the training stands, to `tier` (storage by default), and wait until it is there. Collective: every
+        rank must call it.
 
         A save under way is waited for first, for at most half of the time; then it is given up. Nothing is done if
         the present state is saved already.
@@ -175,7 +199,7 @@ class Saver:
             self._collect()
         (missing,) = self._agree(int(self.saved != self.at))
         if missing:
-            self._begin(self._tiers[0], end - time.monotonic(), read_back=read_back)
+            self._begin(tier or self._tiers[0], end - time.monotonic(), read_back=read_back)
             assert self._flight is not None  # noqa: S101 - just begun
             self._flight.wait(None)
             error = self._collect()
@@ -185,11 +209,20 @@ class Saver:
     def leave(self, at: Counters, deadline_s: float) -> None:
         """Save for a departure at a time since 1970, which may be infinite. Collective: every rank must call it.
 
+        It goes to storage unless that took longer lately than there is time, and a nearer tier did not.
+
         Raises as `save_now`.
         """
         self.at = at
         left = max(1.0, deadline_s - time.time())
-        self.save_now(min(left, self.cfg.checkpoint.deadline_s), read_back=math.isinf(deadline_s))
+        (index,) = self._agree(departure([self._seconds.get(tier.name) for tier in self._tiers], left))
+        if index:
+            self.logger.event(
+                "departure to another tier", tier=self._tiers[index].name, left_s=round(left, 1),
+                storage_s=round(self._seconds.get(self._tiers[0].name, 0.0), 1),
+            )  # fmt: skip
+        wait_s = min(left, self.cfg.checkpoint.deadline_s)
+        self.save_now(wait_s, read_back=math.isinf(deadline_s), tier=self._tiers[index])
 
     @property
     def run_id(self) -> str:
@@ -227,7 +260,9 @@ class Saver:
         if flight is None:
             return None
         if flight.error is None:
-            self._failures, self.save_seconds = 0, flight.seconds
+            self._failures = 0
+            if flight.seconds is not None:
+                self._seconds[flight.tier.name] = flight.seconds
             if flight.tier is self._tiers[0]:
                 self.saved = flight.order.draft.counters
             return None

@@ -31,6 +31,7 @@ def test_evidence_lies_in_files_of_its_own(tmp_path: Path) -> None:
     after = PostMortem(open_store(str(tmp_path)))
     assert after.write(2, FAULT, RANKS) == "attempts/2/postmortem"
     assert after.write(2, FAULT, {}) == "attempts/2/postmortem-2"
+    assert PostMortem(open_store(str(tmp_path))).write(2, FAULT, {}) == "attempts/2/postmortem-3", "of the next driver"
     folder = tmp_path / "attempts" / "2" / "postmortem"
     assert (folder / "stacks-rank0.txt").read_text() == "Thread 1"
     assert (folder / "error-rank0.txt").read_text() == "RuntimeError: peer closed"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,3 +65,43 @@ def test_a_process_that_is_gone_is_no_error(stuck: subprocess.Popen[str], tmp_pa
     stuck.wait()
     assert look({0: (stuck.pid, str(tmp_path / "none"))})[0]["state"] == ""
     end([stuck.pid])
+
+
+def recorder(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(prefix))
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", str(prefix))
+
+
+def test_the_flight_recorder_is_asked_for_and_an_old_one_is_not_taken(
+    stuck: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A thread stands in for NCCL's, which needs a GPU: it reads the pipe and writes the file in two parts."""
+    prefix = tmp_path / "nccl-"
+    recorder(prefix, monkeypatch)
+    written = tmp_path / "nccl-3"
+    written.write_text("of an earlier hang")
+    os.utime(written, (1, 1))
+    os.mkfifo(tmp_path / "nccl-3.pipe")
+    pipe = os.open(tmp_path / "nccl-3.pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    def nccl() -> None:
+        select.select([pipe], [], [], 30)
+        assert os.read(pipe, 1) == b"1"
+        written.write_text("collective 7")
+
+    thread = threading.Thread(target=nccl)
+    thread.start()
+    found = look({3: (stuck.pid, str(tmp_path / "stacks"))})[3]
+    thread.join()
+    os.close(pipe)
+    assert found["flight_recorder"] == b"collective 7"
+    assert "stuck_here" in found["stacks"]
+
+
+def test_without_nccl_no_recorder_is_waited_for(
+    stuck: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    recorder(tmp_path / "nccl-", monkeypatch)
+    (tmp_path / "nccl-3").write_text("of an earlier hang")
+    os.mkfifo(tmp_path / "nccl-3.pipe")  # nobody reads it
+    assert "flight_recorder" not in look({3: (stuck.pid, str(tmp_path / "stacks"))})[3]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import open_store
 from diffussm.observe.events import read_journal
 from diffussm.observe.goodput import CAUSES, KEY, Ledger, goodput, summarize
@@ -61,3 +62,13 @@ def test_the_ledger_books_differences_and_knows_what_was_done_before(tmp_path: P
     found = goodput(store).seconds
     assert (found["step"], found["data"], found["save"], found["replayed"]) == (9.0, 1.5, 2.0, 5.0)
     assert (found["start"], found["restore"]) == (4.0, 2.0)
+
+
+def test_an_attempt_that_is_not_the_newest_writes_nothing_more(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    old = Ledger(store, 1, Fence(store, 1))
+    old.begin(0, {"start": 3.0})
+    store.write("attempts/2/start.json", b"{}", create=True)
+    old.step(8, {"start": 3.0, "forward": 1.0})
+    old.close()
+    assert [record["kind"] for record in read_journal(store, KEY)] == ["begin"]
