@@ -7,6 +7,7 @@ same name it goes on where it was, and does nothing when the run is finished.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code; a typed error is told in two lines, any other with its traceback."""
+    early: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a warning may come while the imports below take seconds
+        signal.signal(number, lambda got, frame: early.append(got))
     asked = parse(arguments)
     try:
         cfg = load(asked.config, asked.overrides)
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warnings = Warnings(cfg.cluster.grace_s)
         warnings.install()
+        for number in early[:1]:
+            signal.raise_signal(number)
         stages = Stages.of(cfg, warnings)
         match asked.only:
             case None:

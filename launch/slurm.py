@@ -137,7 +137,6 @@ def _context(submission: Submission) -> dict[str, Any]:
         "python": slurm.python or sys.executable,
         "container": slurm.container.name,
         "image": slurm.image,
-        "mounts": mounts,
         "mount_list": slurm.mounts,
         "mounts_with_comma": _Verbatim(shlex.quote(mounts) + "," if mounts else ""),
         "modules": slurm.modules,

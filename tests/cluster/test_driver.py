@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster import stages
+from cluster import driver, stages
 from cluster.driver import main, parse
 from diffussm.errors import DataError, ExitCode
 
@@ -16,6 +18,15 @@ def config(tmp_path: Path) -> str:
     path = tmp_path / "c.yaml"
     path.write_text(f"name: r\nstorage: {tmp_path}/runs\ndata: {{latents: {tmp_path}/l}}\ntrain: {{images: 512}}\n")
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def test_the_line_that_launch_renders_is_understood() -> None:
@@ -61,3 +72,14 @@ def test_each_error_has_its_code(
     said = capsys.readouterr().err
     assert ("Traceback" in said) == (code == 1)
     assert ("gone" in said) == (code == 65)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_warning_while_the_driver_starts_is_one_that_was_heard(
+    config: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """It comes while the config is looked at, long before the training could listen."""
+    monkeypatch.setattr(driver, "check", lambda cfg: signal.raise_signal(number))
+    monkeypatch.setattr(stages.Stages, "all", lambda self: pytest.fail("went on"))
+    assert main([config]) == ExitCode.PREEMPTED
+    assert number.name in capsys.readouterr().err

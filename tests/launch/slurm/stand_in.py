@@ -45,6 +45,8 @@ def driver(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:3] == ["-P", "-c"]:  # whether this Python has what is needed
+        sys.exit(0)
     assert sys.argv[1:3] == ["-P", "-m"], sys.argv
     module, rest = sys.argv[3], sys.argv[4:]
     if module == "ray.scripts.scripts":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,29 @@ def test_the_time_limit_saves_and_requeues(cluster: SlurmCluster, tmp_path: Path
     work.until(job, "COMPLETED", 200)
     assert work.saved(0) == "SIGUSR1"
     assert len(work.starts) == 2
+
+
+def test_a_python_that_is_not_there_ends_the_job_and_says_why(cluster: SlurmCluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, python="/no/such/python")
+    job = work.submit()
+    work.until(job, "FAILED")
+    assert work.details(job)["ExitCode"] == "69:0"
+    assert work.details(job)["Restarts"] == "0"
+    assert "/no/such/python cannot import ray and diffussm" in work.log()
+    assert "No such file or directory" in work.log()
+    assert not list(Path(tempfile.gettempdir()).glob(f"diffussm-{job}-*"))
+
+
+def test_one_task_of_a_sweep_comes_back_alone(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The last task's number is the array's, and `scontrol requeue` of that would bring back the one that failed."""
+    work = Work(cluster, tmp_path, "exit 64", "wait", "exit 0", name="sweep", array_limit=1)
+    job = work.submit("--sweep", "seed=1,2")
+    work.until_started(2)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    work.until_started(3)
+    cluster.wait(lambda: cluster.idle(2), "the array to end")
+    assert [start["overrides"][-2] for start in work.starts] == ["name=sweep-0", "name=sweep-1", "name=sweep-1"]
+    assert work.starts[1]["SLURM_JOB_ID"] == job, "this was that task"
 
 
 @pytest.mark.long
