@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code; a typed error is told in two lines, any other with its traceback."""
     early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a warning may come while the imports below take seconds
-        signal.signal(number, lambda got, frame: early.append(got))
+        signal.signal(number, lambda got, _: early.append(got))
     asked = parse(arguments)
     try:
         cfg = load(asked.config, asked.overrides)
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warnings = Warnings(cfg.cluster.grace_s)
         warnings.install()
-        for number in early[:1]:
-            signal.raise_signal(number)
+        for got in early[:1]:
+            signal.raise_signal(got)
         stages = Stages.of(cfg, warnings)
         match asked.only:
             case None:

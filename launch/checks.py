@@ -13,6 +13,7 @@ from diffussm.naming import is_remote
 from launch import store
 from launch.estimate import Estimator
 from launch.kubernetes.grace import grace
+from launch.kubernetes.places import read_by_job, read_for_latents, unseen
 from launch.latent import latent
 from launch.target import Submission
 
@@ -40,7 +41,7 @@ def checks(submission: Submission, target: str) -> Iterator[Check]:
     yield from memory_and_deadline(cfg, target, submission.measured_save_s)
     yield places(cfg, target)
     if target != "kubernetes" or is_remote(cfg.storage):
-        yield bucket(submission)
+        yield bucket(submission, target)
 
 
 def legal_size(cfg: Config) -> Check:
@@ -91,21 +92,35 @@ def deadline(save_s: float, cfg: Config, target: str, measured_s: float | None =
 
 def places(cfg: Config, target: str) -> Check:
     """All nodes of a job see the run's place and the latents."""
-    local = [place for place in (cfg.storage, cfg.data.latents) if not is_remote(place)]
-    nodes, _ = layout(cfg)
-    if local and target == "kubernetes":
-        return Check("places", True, f"{', '.join(local)} must lie in a volume of kubernetes.claims")
+    local = [place for place in read_by_job(cfg).values() if not is_remote(place)]
+    if target == "kubernetes":
+        hidden = unseen(cfg, read_by_job(cfg))
+        return Check("places", not hidden, "; ".join(hidden) or "pods see all of them", "name places in a bucket")
+    try:
+        nodes, _ = layout(cfg)
+    except DiffuSSMError:  # told by the check of the size
+        nodes = 1
     if local and nodes > 1:
         return Check("places", True, f"{', '.join(local)} must be on a file system that all {nodes} nodes share")
     return Check("places", True, f"{cfg.storage} and {cfg.data.latents}")
 
 
-def bucket(submission: Submission) -> Check:
+def bucket(submission: Submission, target: str) -> Check:
     """The run's place can be written, and the latents are there or will be made."""
+    cfg = submission.cfg
     try:
-        found = store.ask("check", submission.root, submission.cfg.data.latents)
+        found = store.ask("check", submission.root, cfg.data.latents)
     except DiffuSSMError as error:
+        if target == "kubernetes" and cfg.kubernetes.env_from_secrets:  # the pods have rights that this machine lacks
+            return Check("bucket", True, f"cannot be looked at from here: {error.message}")
         return Check("bucket", False, error.message, error.remedy)
     made = found["latents"]
+    if made is None and target == "kubernetes":
+        hidden = unseen(cfg, read_for_latents(cfg))
+        if hidden:
+            return Check(
+                "bucket", False, f"no latents yet, and their pictures: {'; '.join(hidden)}",
+                "make the latents first (diffussm prepare), or name pictures in a bucket",
+            )  # fmt: skip
     index = f"{made['number']:,} images in {made['place']}" if made else "no latents yet: the job makes them first"
     return Check("bucket", True, f"{submission.root} can be written; {index}")

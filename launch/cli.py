@@ -9,7 +9,7 @@ from dataclasses import asdict
 import typer
 
 from diffussm import __version__
-from diffussm.errors import DiffuSSMError, ExitCode, UsageError
+from diffussm.errors import ConfigError, DiffuSSMError, ExitCode, UsageError
 from launch import local
 from launch import options as o
 
@@ -216,6 +216,9 @@ def plan(
 
     cfg, sizes = local.read(config, overrides).cfg, o.numbers("--workers", workers)
     typer.echo(planning.as_json(cfg, sizes) if as_json else planning.report(cfg, sizes))
+    refused = planning.refused(cfg, sizes)
+    if refused:
+        raise ConfigError(f"--workers: found {refused}", "the plan above names the legal numbers")
 
 
 @app.command()
@@ -239,8 +242,7 @@ def submit(
         raise UsageError(f"--interactive: found with --to {to}; allowed: --to kubernetes", "on Slurm use salloc")
     submission = submitting.prepare(config, overrides, sweep, interactive)
     where = runs.target(to, submission.cfg)
-    if to == "kubernetes":  # its pods are given the time that this run's saves take
-        submission = submitting.measured(submission)
+    submission = submitting.measured(submission)  # the time there is to save is held against what saves take
     if dry_run:
         text, passed = submitting.dry_run(submission, where)
         typer.echo(text)

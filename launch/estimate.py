@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffussm.config.machines import Machine, machine
-from diffussm.config.plan import Batching, is_legal
-from diffussm.config.schema import Config, Precision
+from diffussm.config.plan import Batching, is_legal, why_illegal
+from diffussm.config.rules import snapshot_interval
+from diffussm.config.schema import Config, Precision, SnapshotDtype
 from diffussm.model.counts import Counts, count
 from diffussm.model.footprint import USABLE, Footprint, footprint
 from launch.latent import Latent
@@ -111,6 +112,22 @@ class Estimator:
         """Master weights, two moments and the averages, fp32."""
         return 4 * (3 + self.averages) * self.counts().parameters
 
+    @property
+    def kept_bytes(self) -> int:
+        """Checkpoints that are in the store at the end: the newest, and the milestones."""
+        cfg = self.cfg.checkpoint
+        milestones = self.cfg.train.images // cfg.milestone_images if cfg.milestone_images else 0
+        return (cfg.keep + milestones) * self.checkpoint_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Snapshots of the power averages that are in the store at the end."""
+        train = self.cfg.train
+        number = train.images // snapshot_interval(self.cfg) if train.power_ema else 0
+        number = min(number, train.keep_ema_snapshots or number)
+        size = 4 if train.ema_snapshot_dtype is SnapshotDtype.fp32 else 2
+        return number * len(train.power_ema) * size * self.counts().parameters
+
     def nodes(self, workers: int) -> int:
         """Nodes that hold so many workers: as many on each as the config says, else as many as a node has GPUs."""
         each = self.cfg.cluster.workers_per_node or (self.cfg.plan.gpus_per_node if self.card else workers)
@@ -153,7 +170,7 @@ class Estimator:
             picture_s = self._picture_flops(counts) / rate
             evaluate_s = self.scores * cfg.evaluate.images * picture_s
             score_s = self._longest_share(workers) * picture_s
-            hours = (workers * train_s + evaluate_s) / 3600
+            hours = (workers * train_s + self._evaluation_s(workers, score_s, evaluate_s)) / 3600
             price = hours * card.gpu_hour_price
             fits = memory.peak <= USABLE * card.memory_bytes
         return Estimate(
@@ -183,6 +200,15 @@ class Estimator:
         """How many workers share an evaluation, of a run that trains on so many."""
         return self.cfg.evaluate.workers or workers
 
+    def _evaluation_s(self, workers: int, score_s: float, drawing_s: float) -> float:
+        """GPU seconds paid for scores: those beside the training take what they draw, at the end all wait for the last.
+
+        `score_s` is the wall clock of one score, `drawing_s` the GPU seconds of drawing for all of them.
+        """
+        if not self.cfg.evaluate.enabled:
+            return drawing_s
+        return drawing_s * (self.scores - 1) / self.scores + workers * score_s
+
     def _longest_share(self, workers: int) -> int:
         """Pictures of the worker that has most of them; whole blocks are handed out."""
         images, block = self.cfg.evaluate.images, self.cfg.evaluate.block_images
@@ -209,6 +235,19 @@ class Estimator:
             for stage in range(4):
                 for recompute in (False, True):
                     yield Layout(workers, nodes, stage, micro, recompute)
+
+    def why_not(self, workers: int) -> str:
+        """Why `recommend` has nothing for so many workers; "" if it has something."""
+        nodes = self.nodes(workers)
+        free = Batching(self.cfg.train.global_batch, 0, self.cfg.data.canonical_nodes)
+        if workers % nodes:
+            return f"{workers} workers do not fill {nodes} nodes evenly"
+        if not is_legal(free, nodes, workers // nodes):
+            return (why_illegal(free, nodes, workers // nodes) or ("not legal", ""))[0]
+        if self.card is None or self.recommend(workers) is not None:
+            return ""
+        least = min(self.estimate(found).memory.peak for found in self.candidates(workers)) / (1 << 30)
+        return f"the least memory is {least:.1f} GiB, {self.card.name} has {self.card.memory_bytes / (1 << 30):.0f}"
 
     def recommend(self, workers: int) -> Estimate | None:
         """The quickest layout that fits the card, the one with most memory left among equals; None if none fits.

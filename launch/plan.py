@@ -91,9 +91,14 @@ def report(cfg: Config, workers: Sequence[int] = ()) -> str:
     found = [(size, planned.recommend(size)) for size in sizes]
     lines += ["", *table(found, planned.card.name), "", f"{planned.card.name}: {planned.card.source}."]
     for size, best in found:
-        if best is not None:
-            lines += [f"{size} workers: {' '.join(best.layout.overrides)}"]
+        lines += [f"{size} workers: {' '.join(best.layout.overrides) if best else planned.why_not(size)}"]
     return "\n".join(lines)
+
+
+def refused(cfg: Config, workers: Sequence[int]) -> str:
+    """Why none of these numbers of workers can be had, one after another; "" if each can."""
+    planned = Estimator.of(cfg, _known(cfg))
+    return "; ".join(f"{size}: {why}" for size in workers if (why := planned.why_not(size)))
 
 
 def plain(cfg: Config, workers: Sequence[int] = ()) -> dict[str, Any]:
@@ -113,10 +118,13 @@ def plain(cfg: Config, workers: Sequence[int] = ()) -> dict[str, Any]:
         "classes": known.shape.classes if known.counted else None,
         "dataset_bytes": known.images * known.sample_bytes or None,
         "checkpoint_bytes": planned.checkpoint_bytes,
+        "kept_bytes": planned.kept_bytes,
+        "snapshot_bytes": planned.snapshot_bytes,
         "legal_workers": world_sizes(cfg),
         "machine": None if card is None else {"name": card.name, "efficiency": card.efficiency, "source": card.source},
         "configured": planned.estimate(planned.configured()).plain(),
         "recommended": {str(size): None if found is None else found.plain() for size, found in best.items()},
+        "refused": {str(size): planned.why_not(size) for size, found in best.items() if found is None},
     }
 
 
@@ -144,7 +152,7 @@ def table(found: Sequence[tuple[int, Estimate | None]], card: str) -> list[str]:
     rows = [f"| {card} {' | '.join(head)} |", "|" + "---|" * len(head)]
     for size, best in found:
         if best is None or best.step_s is None:
-            cells = [str(size), "not legal, or nothing fits", *[""] * (len(head) - 2)]
+            cells = [str(size), "-", *[""] * (len(head) - 2)]
         else:
             at, images = best.layout, best.layout.workers * best.layout.micro_batch
             passes = best.passes
@@ -175,7 +183,8 @@ def _costs(planned: Estimator, asked: Estimate) -> list[tuple[str, str]]:
         ("sends", f"{_gb(asked.network_bytes_per_step)} a step from each worker"),
         (
             "checkpoint",
-            f"{_gb(planned.checkpoint_bytes)}; {_gb(planned.checkpoint_bytes * cfg.checkpoint.keep)} kept",
+            f"{_gb(planned.checkpoint_bytes)}; at the end {_gb(planned.kept_bytes)} of them are kept, and "
+            f"{_gb(planned.snapshot_bytes)} of snapshots of the averages",
         ),
         ("save", f"{asked.save_s:.1f} s at {_gb(int(cfg.plan.store_bytes_per_s))}/s from each node"),
         *(("warning", _told(deadline(asked.save_s, cfg, target))) for target in ("slurm", "kubernetes")),

@@ -14,7 +14,7 @@ from typing import Any
 
 from diffussm.config import Config
 from diffussm.config.places import absolutely
-from diffussm.errors import MissingError, UsageError
+from diffussm.errors import MissingError, StorageError, UsageError
 from diffussm.naming import RunPaths, absolute, check_run_name
 from launch import local, store
 from launch.background import Background
@@ -43,11 +43,14 @@ def target(name: str, cfg: Config) -> Target:
 def targets(cfg: Config | None = None) -> list[Target]:
     """Every place that this machine can ask; Kubernetes where there is a context or this is a pod.
 
-    The namespace is the config's, or without one the default's.
+    The namespace is the config's, or without one that of the context.
     """
     has_context = any(os.environ.get(name) for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"))
     with_cluster = has_context or (Path.home() / ".kube" / "config").exists()
-    return [target(name, cfg or Config()) for name in NAMES if name != "kubernetes" or with_cluster]
+    if cfg is None:
+        cfg = Config()
+        cfg.kubernetes.namespace = ""
+    return [target(name, cfg) for name in NAMES if name != "kubernetes" or with_cluster]
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,30 @@ class Named:
     place: str
     """Its folder or prefix; "" if only a scheduler can know it."""
     cfg: Config | None
+    """None: nothing is known but the name."""
 
 
 def named(run: str, overrides: Sequence[str] = ()) -> Named:
     """A run that is given as a config, a folder or a name."""
     if Path(run).exists():
-        cfg = absolutely(local.read(run, overrides).cfg)
-        return Named(cfg.name, RunPaths(cfg.storage, cfg.name).root, cfg)
+        whole = absolutely(local.read(run, overrides).cfg)
+        return Named(whole.name, RunPaths(whole.storage, whole.name).root, whole)
     check_run_name(run)
     storage = os.environ.get(STORAGE, "")
-    return Named(run, RunPaths(absolute(storage), run).root if storage else "", None)
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key not in ("storage", "kubernetes.namespace") or not value:
+            raise UsageError(
+                f"{text}: found beside the name of a run; allowed: storage=..., kubernetes.namespace=...",
+                "give the run's config or folder to override other keys",
+            )
+    given = dict(text.split("=", 1) for text in overrides)
+    storage = given.get("storage", storage)
+    cfg: Config | None = None
+    if "kubernetes.namespace" in given:
+        cfg = Config()
+        cfg.kubernetes.namespace = given["kubernetes.namespace"]
+    return Named(run, RunPaths(absolute(storage), run).root if storage else "", cfg)
 
 
 def ask(places: Sequence[Target], run: str = "") -> tuple[list[tuple[Target, Job]], list[str]]:
@@ -92,7 +109,12 @@ def status(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     found, silent = ask(targets(asked.cfg), asked.name)
     jobs = [job for _, job in found]
     place = asked.place or next((job.root for job in jobs if job.root), "")
-    kept: Mapping[str, Any] = store.ask("status", place) if place else {"found": False}
+    kept: Mapping[str, Any] = {"found": False}
+    if place:
+        try:
+            kept = store.ask("status", place)
+        except StorageError as error:  # what the schedulers said is told all the same
+            silent.append(error.message)
     if not jobs and not kept["found"]:
         raise UsageError(
             f"{asked.name}: no scheduler on this machine and no storage knows it{_unasked(silent)}",
@@ -123,7 +145,12 @@ def listing(storage: str) -> str:
     found, silent = ask(targets())
     alive = [job for _, job in found if job.alive]
     busy = {job.run for job in alive}
-    runs = store.ask("list", absolute(storage)) if storage else []
+    runs: list[str] = []
+    if storage:
+        try:
+            runs = store.ask("list", absolute(storage))
+        except StorageError as error:
+            silent.append(error.message)
     lines = [job.line for job in alive] + [f"{run}  no job" for run in runs if run not in busy]
     return "\n".join([*(lines or ["no runs"]), *(f"not asked: {why}" for why in silent)])
 

@@ -83,7 +83,9 @@ def submit(submission: Submission, to: Target) -> str:
     if failed:
         raise ConfigError("\n".join(each.what + ": " + each.found for each in failed), _remedies(failed))
     number = to.submit(submission)
-    return f"{submission.cfg.name}  job {number} on {to.name}; diffussm status {submission.cfg.name}"
+    elsewhere = submission.cfg.kubernetes.namespace
+    where = f" kubernetes.namespace={elsewhere}" if to.name == "kubernetes" and elsewhere != "default" else ""
+    return f"{submission.cfg.name}  job {number} on {to.name}; diffussm status {submission.cfg.name}{where}"
 
 
 def _differing(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

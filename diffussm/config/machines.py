@@ -36,7 +36,8 @@ class Machine:
 
 _EFFICIENCY = (
     "efficiency is stated, not measured by us: half to two thirds of the 0.30 that nanotron published for Llama-1B on "
-    "8 H100 (302 TFLOP/s), since transforms and gates are bound by memory"
+    "8 H100 (302 TFLOP/s), since transforms and gates are bound by memory; a little more for A100, which moves twice "
+    "as many bytes for each operation of its peak"
 )
 _PRICE = "price is a round figure for an on-demand cloud node; set plan.gpu_hour_price to yours"
 

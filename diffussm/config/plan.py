@@ -204,9 +204,18 @@ def layout(cfg: Config) -> tuple[int, int]:
     """Nodes and workers on each of them that `cfg` asks for.
 
     Raises:
-        ConfigError: `cluster.workers` do not fill whole nodes of `cluster.workers_per_node`.
+        ConfigError: `cluster.workers` do not fill whole nodes of `cluster.workers_per_node`, or a node would need
+            more GPUs than it has.
     """
     workers, each = cfg.cluster.workers, cfg.cluster.workers_per_node or cfg.cluster.workers
+    gpus, there = math.ceil(each * cfg.cluster.gpus_per_worker), cfg.plan.gpus_per_node
+    if gpus > there:
+        said = f"cluster.workers_per_node={each}" if cfg.cluster.workers_per_node else f"cluster.workers={each}"
+        raise ConfigError(
+            f"{said}: found {gpus} GPUs on one node; allowed: plan.gpus_per_node={there}",
+            f"set cluster.workers_per_node={max(1, int(there / cfg.cluster.gpus_per_worker))}, or "
+            f"plan.gpus_per_node={gpus} if your nodes have so many",
+        )
     if workers % each:
         raise ConfigError(
             f"cluster.workers: found {workers}; allowed with cluster.workers_per_node={each}: a multiple of {each}, "

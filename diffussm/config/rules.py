@@ -155,6 +155,11 @@ def micro_batch(cfg: Config) -> int:
     return cfg.train.micro_batch or cfg.train.global_batch // cfg.cluster.workers
 
 
+def snapshot_interval(cfg: Config) -> int:
+    """Images between two snapshots of the power averages."""
+    return cfg.train.ema_snapshot_images or max(1, cfg.train.images // 64)
+
+
 def accumulation(cfg: Config) -> int:
     """Forward passes of each rank for one optimiser step, for a config that passed `check`."""
     return cfg.train.global_batch // (cfg.cluster.workers * micro_batch(cfg))

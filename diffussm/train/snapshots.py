@@ -21,13 +21,12 @@ from diffussm.checkpoint.save import GROUP, Order, draft
 from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.tier import Tier
 from diffussm.config import digest
-from diffussm.config.schema import Config, SnapshotDtype
+from diffussm.config.rules import snapshot_interval
+from diffussm.config.schema import SnapshotDtype
 from diffussm.errors import Superseded
 from diffussm.train.intervals import due
 from diffussm.train.saver import Saver
 
-SNAPSHOTS = 64
-"""Snapshots of a training whose config does not say how many."""
 _CLOSE_S = 5.0
 """Seconds a snapshot that was given up has to end."""
 _DTYPES = {SnapshotDtype.fp32: torch.float32, SnapshotDtype.bf16: torch.bfloat16, SnapshotDtype.fp16: torch.float16}
@@ -51,7 +50,7 @@ class Snapshots:
         self._snapshot.prepare(self.parts())
         keep = self.cfg.train.keep_ema_snapshots or sys.maxsize
         self._digest = digest(self.cfg)  # takes a tenth of a second
-        self._tier = Tier("averages", saver.store, interval(self.cfg), 0, keep)
+        self._tier = Tier("averages", saver.store, snapshot_interval(self.cfg), 0, keep)
 
     def parts(self) -> list[Part]:
         """What a snapshot holds of this rank's own slices."""
@@ -70,7 +69,7 @@ class Snapshots:
             Superseded: a newer attempt has begun.
         """
         train = self.cfg.train
-        if not self.averages.power or not due(at.images, train.global_batch, interval(self.cfg), train.images):
+        if not self.averages.power or not due(at.images, train.global_batch, snapshot_interval(self.cfg), train.images):
             return
         ends = at.images >= train.images
         if ends:
@@ -124,11 +123,6 @@ class Snapshots:
 
     def _tell(self, what: str, **details: Any) -> None:
         self.saver.logger.event(f"averages {what}", **details)
-
-
-def interval(cfg: Config) -> int:
-    """Images between two snapshots."""
-    return cfg.train.ema_snapshot_images or max(1, cfg.train.images // SNAPSHOTS)
 
 
 def stored(values: Tensor, dtype: torch.dtype) -> Tensor:

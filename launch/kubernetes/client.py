@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
@@ -28,8 +29,16 @@ class Client:
     """Objects of one namespace, in the cluster of the current context or the one whose pod this runs in."""
 
     def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+        """`namespace` may be empty: then it is the one of the context."""
+        self._namespace = namespace
         self._api: client.ApiClient | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Where everything is done."""
+        if not self._namespace:
+            self._namespace = _namespace_of_context()
+        return self._namespace
 
     @property
     def api(self) -> client.ApiClient:
@@ -231,3 +240,13 @@ def _quietly(call: Any, *arguments: str) -> Any:
         if error.status == 404:
             return None
         raise
+
+
+def _namespace_of_context() -> str:
+    """The namespace that kubectl would use; in a pod its own."""
+    inside = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    try:
+        _, active = config.list_kube_config_contexts(os.environ.get("KUBECONFIG") or None)
+    except config.ConfigException:
+        return inside.read_text().strip() if inside.exists() else "default"
+    return str(active["context"].get("namespace") or "default")

@@ -39,8 +39,7 @@ def worker(cfg: Config, grace: Grace, ranks: int) -> k8s.V1PodTemplateSpec:
     if cluster.gpus_per_worker:
         sizes[kube.gpu_resource] = f"{round(ranks * cluster.gpus_per_worker)}"
     sizes |= dict(_pairs(kube.extra_resources))
-    pins = any("rdma" in text for text in kube.extra_resources)
-    container = _ray_container("ray-worker", cfg, grace, sizes, {"metrics": METRICS_PORT}, locks_memory=pins)
+    container = _ray_container("ray-worker", cfg, grace, sizes, {"metrics": METRICS_PORT})
     return _template(cfg, container, grace, selector=kube.node_selector, tolerations=kube.tolerations)
 
 
@@ -50,7 +49,7 @@ def submitter(cfg: Config) -> k8s.V1PodTemplateSpec:
         name="ray-job-submitter",
         image=cfg.kubernetes.image,
         resources=_resources({"cpu": "500m", "memory": "512Mi"}),
-        security_context=_container_security(cfg.kubernetes, locks_memory=False),
+        security_context=_container_security(cfg.kubernetes),
         volume_mounts=[_mount(name, path) for name, path in SCRATCH.items()],
         env=[k8s.V1EnvVar(name="HOME", value=SCRATCH["home"])],
     )
@@ -104,7 +103,7 @@ def _spec(cfg: Config, container: k8s.V1Container, volumes: list[k8s.V1Volume]) 
 
 
 def _ray_container(
-    name: str, cfg: Config, grace: Grace, sizes: dict[str, str], ports: dict[str, int], *, locks_memory: bool = False
+    name: str, cfg: Config, grace: Grace, sizes: dict[str, str], ports: dict[str, int]
 ) -> k8s.V1Container:
     kube = cfg.kubernetes
     values = {
@@ -130,7 +129,7 @@ def _ray_container(
         ]
         or None,
         resources=_resources(sizes),
-        security_context=_container_security(kube, locks_memory=locks_memory),
+        security_context=_container_security(kube),
         volume_mounts=mounts,
         lifecycle=k8s.V1Lifecycle(pre_stop=_pre_stop(grace)),
     )
@@ -146,13 +145,12 @@ def _pre_stop(grace: Grace) -> k8s.V1LifecycleHandler:
     return k8s.V1LifecycleHandler(_exec=k8s.V1ExecAction(command=["/bin/bash", "-c", wait]))
 
 
-def _container_security(kube: KubernetesConfig, *, locks_memory: bool) -> k8s.V1SecurityContext:
+def _container_security(kube: KubernetesConfig) -> k8s.V1SecurityContext:
     return k8s.V1SecurityContext(
         allow_privilege_escalation=False,
         privileged=False,
         read_only_root_filesystem=kube.read_only_root,
-        # RDMA pins memory; nothing else of what a container may do beyond its user is needed.
-        capabilities=k8s.V1Capabilities(drop=["ALL"], add=["IPC_LOCK"] if locks_memory else None),
+        capabilities=k8s.V1Capabilities(drop=["ALL"]),
     )
 
 

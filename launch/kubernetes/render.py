@@ -11,12 +11,13 @@ import yaml
 from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
 
+from diffussm.config.plan import layout
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError
-from diffussm.naming import is_remote
 from launch.kubernetes import pods
 from launch.kubernetes.grace import Grace
 from launch.kubernetes.names import INTERACTIVE_LABEL, labels, object_name
+from launch.kubernetes.places import read_by_job, unseen
 from launch.target import Submission
 
 RAY_API = "ray.io/v1"
@@ -97,20 +98,11 @@ def check(cfg: Config) -> None:
     problems = []
     if not kube.image.strip():
         problems.append("kubernetes.image: found none; allowed: an image built from cluster/Dockerfile")
-    mounted = [claim.partition("=")[2].rstrip("/") for claim in kube.claims]
-    places = {"storage": cfg.storage, "data.latents": cfg.data.latents}
-    for key, place in places.items():
-        seen = any(place == folder or place.startswith(f"{folder}/") for folder in mounted)
-        if not is_remote(place) and not seen:
-            problems.append(
-                f"{key}: found {place}, which pods do not see; allowed: s3://bucket/prefix, or a folder below "
-                "a mount of kubernetes.claims"
-            )
-    if cfg.cluster.workers % (cfg.cluster.workers_per_node or cfg.cluster.workers):
-        problems.append(
-            f"cluster.workers: found {cfg.cluster.workers}; allowed: whole nodes of "
-            f"cluster.workers_per_node={cfg.cluster.workers_per_node}"
-        )
+    problems += unseen(cfg, read_by_job(cfg))
+    try:
+        layout(cfg)
+    except ConfigError as error:
+        problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems), "`diffussm config` explains each key")
 

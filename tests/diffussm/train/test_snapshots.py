@@ -14,11 +14,12 @@ import torch.distributed as dist
 from diffussm.checkpoint import posthoc, restore, weights
 from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.store import open_store
+from diffussm.config.rules import snapshot_interval
 from diffussm.config.schema import Config, SnapshotDtype
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
 from diffussm.train.saver import Saver
-from diffussm.train.snapshots import Snapshots, interval, stored
+from diffussm.train.snapshots import Snapshots, stored
 from diffussm.train.world import current
 from tests.diffussm.checkpoint import snapshots as files
 from tests.diffussm.train.test_ema import whole_of
@@ -110,9 +111,9 @@ def test_an_average_made_of_snapshots_is_the_one_that_was_followed(tmp_path: Pat
 
 def test_the_interval_is_a_64th_unless_it_is_set() -> None:
     cfg = Config(name="a", train=config(0, images=6400))
-    assert interval(cfg) == 100
+    assert snapshot_interval(cfg) == 100
     cfg.train.ema_snapshot_images = 7
-    assert interval(cfg) == 7
+    assert snapshot_interval(cfg) == 7
 
 
 def test_what_fp16_cannot_hold_stays_fp32() -> None:
