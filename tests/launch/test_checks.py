@@ -60,13 +60,48 @@ def test_local_places_on_several_nodes_are_named(cfg: Config) -> None:
     assert "share" not in places(cfg, "slurm").found
     cfg.cluster.workers, cfg.cluster.workers_per_node = 4, 2
     assert "all 2 nodes share" in places(cfg, "slurm").found
-    assert "kubernetes.claims" in places(cfg, "kubernetes").found
+
+
+def test_pods_must_see_every_place_that_the_job_reads(cfg: Config) -> None:
+    cfg.storage, cfg.data.latents = "s3://b/runs", "/data/latents"
+    assert not places(cfg, "kubernetes").ok
+    assert "data.latents: found /data/latents" in places(cfg, "kubernetes").found
+    cfg.kubernetes.claims = ["shared=/data"]
+    assert places(cfg, "kubernetes").ok
+    cfg.train.start_from = "/home/me/runs/a"
+    assert "train.start_from" in places(cfg, "kubernetes").found
+
+
+def test_pictures_of_latents_that_are_still_to_be_made_must_be_seen_too(cfg: Config) -> None:
+    cfg.data.images = "/home/me/pictures"
+    found = bucket(Submission(cfg, ""), "kubernetes")
+    assert not found.ok
+    assert "data.images: found /home/me/pictures" in found.found
+    assert bucket(Submission(cfg, ""), "slurm").ok
+
+
+def test_a_bucket_that_only_the_pods_may_write_is_not_refused(cfg: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    cfg.storage, cfg.kubernetes.env_from_secrets = str(tmp_path / "file"), ["bucket"]
+    assert not bucket(Submission(cfg, ""), "slurm").ok
+    assert "cannot be looked at from here" in bucket(Submission(cfg, ""), "kubernetes").line
+
+
+def test_more_gpus_than_a_node_has_are_refused(cfg: Config) -> None:
+    cfg.cluster.workers, cfg.cluster.gpus_per_worker = 64, 1
+    found = legal_size(cfg)
+    assert "cluster.workers=64: found 64 GPUs on one node; allowed: plan.gpus_per_node=8" in found.found
+    assert "cluster.workers_per_node=8" in found.remedy
+    cfg.cluster.workers_per_node = 8
+    assert legal_size(cfg).ok
+    cfg.cluster.workers_per_node, cfg.plan.gpus_per_node = 16, 16
+    assert legal_size(cfg).ok
 
 
 def test_a_place_that_cannot_be_written_is_refused(cfg: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     cfg.storage = str(tmp_path / "file")
-    found = bucket(Submission(cfg, ""))
+    found = bucket(Submission(cfg, ""), "slurm")
     assert not found.ok
     assert "file" in found.found
 
@@ -75,4 +110,4 @@ def test_the_index_is_read(cfg: Config) -> None:
     folder = Path(cfg.data.latents)
     folder.mkdir()
     (folder / "passport.json").write_text('{"number": 1234}')
-    assert "1,234 images" in bucket(Submission(cfg, "")).found
+    assert "1,234 images" in bucket(Submission(cfg, ""), "slurm").found

@@ -89,9 +89,13 @@ def test_the_report_on_cpus_says_nothing_about_time(cfg: Config) -> None:
 
 
 def test_the_report_compares_numbers_of_workers() -> None:
-    said = plan.report(load(CONFIGS / "imagenet-512.yaml"), [8, 64, 96])
+    cfg = load(CONFIGS / "imagenet-512.yaml")
+    said = plan.report(cfg, [8, 64, 96])
     lines = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("|")}
-    assert "not legal" in lines["96"]
+    assert lines["96"].split("|")[2].strip() == "-"
+    assert "96 workers: found 96 ranks" in said
+    assert plan.refused(cfg, [8, 64]) == ""
+    assert plan.refused(cfg, [8, 96]).startswith("96: found 96 ranks (12 nodes with 8 each); train.global_batch=256")
     assert len(lines["8"].split("|")) == len(lines["H100 GPUs"].split("|"))
     assert "MACHINE" not in said
     assert "not measured by us" in said
@@ -139,3 +143,29 @@ def test_a_network_that_does_not_fit_is_refused(cfg: Config) -> None:
     cfg.model.preset = "XXL"
     with pytest.raises(ConfigError, match=r"model\.preset"):
         plan.text(cfg)
+
+
+def test_everything_that_stays_in_the_store_is_counted() -> None:
+    """64 snapshots of two averages in bf16, by hand; milestones beside the newest checkpoints."""
+    cfg = load(CONFIGS / "imagenet-256.yaml")
+    told = json.loads(plan.as_json(cfg))
+    assert cfg.train.power_ema
+    assert len(cfg.train.power_ema) == 2
+    assert told["snapshot_bytes"] == 64 * 2 * 2 * told["parameters"]
+    milestones = cfg.train.images // cfg.checkpoint.milestone_images if cfg.checkpoint.milestone_images else 0
+    assert told["kept_bytes"] == (cfg.checkpoint.keep + milestones) * told["checkpoint_bytes"]
+    cfg.train.keep_ema_snapshots = 5
+    assert json.loads(plan.as_json(cfg))["snapshot_bytes"] == 5 * 2 * 2 * told["parameters"]
+
+
+def test_at_the_end_every_gpu_is_paid_for_until_the_last_picture_is_drawn() -> None:
+    cfg = load(
+        CONFIGS / "imagenet-256.yaml", ["cluster.workers=64", "cluster.workers_per_node=8", "train.micro_batch=4"]
+    )
+    planned = Estimator.of(cfg, latent(cfg))  # type: ignore[arg-type]
+    found = planned.estimate(planned.configured())
+    assert found.train_s is not None
+    assert found.score_s is not None
+    assert found.gpu_hours is not None
+    assert planned.scores == 1
+    assert found.gpu_hours == pytest.approx(64 * (found.train_s + found.score_s) / 3600)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffussm.config import Config
-from diffussm.errors import MissingError, UsageError
+from diffussm.errors import MissingError, StorageError, UsageError
 from launch import runs
 from launch.target import Job, Submission, tail
 
@@ -124,3 +124,25 @@ def test_targets_have_names_and_kubernetes_is_asked_where_there_is_one(
     assert [each.name for each in runs.targets()] == ["slurm", "kubernetes", "local"]
     with pytest.raises(UsageError, match="allowed: slurm, kubernetes, local"):
         runs.target("cloud", Config())
+
+
+def test_a_store_that_is_away_hides_nothing_that_the_schedulers_said(
+    places: list[Place], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def away(*_: str) -> None:
+        raise StorageError("s3://b: no answer within 30 s")
+
+    monkeypatch.setattr(runs.store, "ask", away)
+    found = runs.status("a")
+    assert [job.id for job in found["jobs"]] == ["3", "7"]
+    assert "not asked: s3://b: no answer within 30 s" in runs.told(found)
+    assert "not asked: s3://b: no answer" in runs.listing("s3://b")
+
+
+def test_beside_a_name_only_what_finds_it_may_stand(places: list[Place]) -> None:
+    assert runs.named("a", ["storage=/s"]).place == "/s/a"
+    cfg = runs.named("a", ["kubernetes.namespace=ml"]).cfg
+    assert cfg is not None
+    assert cfg.kubernetes.namespace == "ml"
+    with pytest.raises(UsageError, match=r"foo\.bar=1"):
+        runs.named("a", ["foo.bar=1"])
