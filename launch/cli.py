@@ -296,7 +296,7 @@ def list_runs(storage: o.Storage = "") -> None:
 
 @app.command()
 def chaos(
-    config: o.Config, plan: o.Plan, overrides: o.Overrides = o.NO_OVERRIDES, starts: o.Starts = 20,
+    config: o.Config, plan: o.Plan, overrides: o.Overrides = o.NO_OVERRIDES, starts: o.Starts = 0,
     plain: o.Plain = False,
 ) -> None:  # fmt: skip
     """Make faults in a run, compare with a calm one.

@@ -69,7 +69,7 @@ Storage = Annotated[str, Option(metavar="URL", envvar="DIFFUSSM_STORAGE", help="
 
 Plan = Annotated[str, Option("--plan", metavar="PLAN", help="YAML file of faults.")]
 Plain = Annotated[bool, Option("--plain", help="Kill the same network under plain Ray Train too, for comparison.")]
-Starts = Annotated[int, Option(min=1, help="Most starts of the faulty run's driver.")]
+Starts = Annotated[int, Option(min=0, help="Most starts of the faulty run's driver; 0: one a fault, and 20.")]
 
 ProfileSteps = Annotated[int, Option("--steps", min=1, help="Steps of each kind that are timed.")]
 Ranks = Annotated[int, Option(min=1, help="Processes, each with the share of a step that a rank has in the run.")]

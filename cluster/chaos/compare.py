@@ -12,6 +12,9 @@ from typing import Any
 Record = Mapping[str, Any]
 """A line of metrics.jsonl."""
 
+ALL = "all"
+"""Name of the row that counts every fault."""
+
 ROUNDING = 1e-4
 """Relative difference of losses that another number of ranks may make."""
 
@@ -38,6 +41,11 @@ class Comparison:
     def equal(self) -> bool:
         """Same samples, same losses to a rounding."""
         return self.lines > 0 and not self.missing and not self.other_samples and self.worst <= ROUNDING
+
+    @property
+    def short(self) -> str:
+        """For a column of a table."""
+        return "bit for bit" if self.bit_equal else f"to {self.worst:.0e}" if self.equal else "NO"
 
     def __str__(self) -> str:
         """For people."""
@@ -104,30 +112,40 @@ def recovery(made: Made, records: Sequence[Record], others: Iterable[Made] = ())
     first = following[0]
     done = max((r["images"] for r in records if r["attempt"] <= made.attempt), default=0)
     again = sum(1 for r in restarted if r["images"] <= done and r["attempt"] == first["attempt"])
-    step = min(
-        (b["images"] - a["images"] for a, b in itertools.pairwise(records) if b["images"] > a["images"]),
-        default=0,
-    )
-    return Recovery(first["time"] - made.time, again * step)
+    return Recovery(first["time"] - made.time, again * _step(records))
 
 
-def table(made: Sequence[Made], records: Sequence[Record], images: int) -> str:
-    """One row for each kind of fault: survived of tried, seconds to the next step, images replayed."""
+def table(made: Sequence[Made], records: Sequence[Record], images: int, result: Comparison | None = None) -> str:
+    """One row for each kind of fault, and one for all.
+
+    Columns: survived of tried, seconds to the next step, steps and images replayed, and whether the run that had the
+    faults ended as the one without ("-" where there is none to compare with).
+    """
     reached = max((r["images"] for r in records), default=0)
+    step = _step(records)
+    same = "-" if result is None else result.short
     rows = [
-        "| fault | survived | to the next step: median | worst | images replayed: median |",
-        "|---|---|---|---|---|",
+        "| fault | survived | to the next step: median | worst | steps (images) replayed: median | worst | identical |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(each.name for each in made):
-        of_kind = [each for each in made if each.name == name]
+    names = list(dict.fromkeys(each.name for each in made))
+    for name in [*names, ALL] if len(names) > 1 else names:
+        of_kind = [each for each in made if name in (each.name, ALL)]
         back = [found for each in of_kind if (found := recovery(each, records, made))]
         if not back:
-            rows.append(f"| {name} | 0 of {len(of_kind)} | - | - | - |")
+            rows.append(f"| {name} | 0 of {len(of_kind)} | - | - | - | - | {same} |")
             continue
         seconds, replayed = [each.seconds for each in back], [each.replayed_images for each in back]
+        again = [f"{each / step if step else 0:,.0f} ({each:,.0f})" for each in (median(replayed), max(replayed))]
         rows.append(
             f"| {name} | {len(back)} of {len(of_kind)} | {median(seconds):.1f} s | {max(seconds):.1f} s | "
-            f"{median(replayed):,.0f} |"
+            f"{again[0]} | {again[1]} | {same} |"
         )
     rows.append(f"\nreached {reached:,} of {images:,} images")
     return "\n".join(rows)
+
+
+def _step(records: Sequence[Record]) -> int:
+    """Images between two lines."""
+    pairs = itertools.pairwise(records)
+    return min((b["images"] - a["images"] for a, b in pairs if b["images"] > a["images"]), default=0)

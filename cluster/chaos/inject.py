@@ -1,4 +1,4 @@
-"""Makes faults on this host: signals, limits, links and disks. What is undone later is undone from a thread."""
+"""Makes faults on this host: signals, limits, links and disks, and says to `Undos` how each is undone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import resource
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster.chaos.plan import Fault, Kind
+from cluster.chaos.processes import Process
+from cluster.chaos.undo import Undos
+from diffussm.errors import ConfigError
 
 HEADROOM_BYTES = 4 << 20
 """Memory that a rank may still allocate under LIMIT_MEMORY."""
@@ -19,104 +23,117 @@ LEFT_BYTES = 1 << 20
 """Room that FILL_DISK leaves, less than any checkpoint needs."""
 
 
-def inject(fault: Fault, ranks: Mapping[int, int], driver: int, rank: int) -> None:
+def inject(fault: Fault, target: Process, driver: Process, undos: Undos) -> None:
     """Make one fault.
 
     Args:
         fault: what to do.
-        ranks: process id of each rank, all of them on this host.
-        driver: process id of the driver.
-        rank: the rank it hits.
+        target: the process of the rank it hits.
+        driver: the process of the driver.
+        undos: is told how it is undone.
+
+    Raises:
+        ProcessLookupError: the process it should hit has ended; nothing was made.
+        ConfigError: a command of the plan failed, or a file that it names is not there.
     """
-    pid = ranks.get(rank, 0)
     match fault.kind:
         case Kind.KILL_RANK:
-            os.kill(pid, signal.SIGKILL)
+            target.signal(signal.SIGKILL)
         case Kind.STOP_RANK:
-            stop(pid, fault.for_s)
+            stop(target, fault.for_s, undos)
         case Kind.KILL_NODE:
-            kill_tree(parent_of(pid))
+            target.parent().kill_tree()
         case Kind.LIMIT_MEMORY:
-            limit_memory(pid)
+            limit_memory(target)
         case Kind.WARN:
-            os.kill(driver, signal.SIGTERM)
-            later(fault.for_s, lambda: kill_tree(driver) if driver in children_of(os.getpid()) else None)
+            driver.signal(signal.SIGTERM)
+            undos.later(fault.for_s, f"the driver {driver.pid}", driver.kill_tree)
         case Kind.CUT_NETWORK:
-            link(pid, fault.device, "down")
-            if fault.for_s:
-                later(fault.for_s, lambda: link(pid, fault.device, "up"))
+            cut(target, fault.device, fault.for_s, undos)
         case Kind.FILL_DISK:
-            fill(Path(fault.folder), fault.for_s)
+            fill(Path(fault.folder), fault.for_s, undos)
         case Kind.STOP_PROCESS:
-            stop(int(Path(fault.pid_file).read_text()), fault.for_s)
+            stop(named_in(Path(fault.pid_file)), fault.for_s, undos)
         case Kind.COMMAND:
-            run(fault.command)
             if fault.undo:
-                later(fault.for_s, lambda: run(fault.undo))
+                undos.later(fault.for_s, " ".join(fault.undo), partial(run, fault.undo))
+            run(fault.command)
 
 
-def stop(pid: int, for_s: float) -> None:
-    """SIGSTOP, and SIGCONT after `for_s` seconds unless that is 0."""
-    os.kill(pid, signal.SIGSTOP)
-    if for_s:
-        later(for_s, lambda: _signal(pid, signal.SIGCONT))
+def stop(process: Process, for_s: float, undos: Undos) -> None:
+    """SIGSTOP, and SIGCONT after `for_s` seconds; with 0 when the tool ends."""
+    undos.later(for_s, f"the stopped process {process.pid}", partial(process.signal, signal.SIGCONT))
+    process.signal(signal.SIGSTOP)
 
 
-def parent_of(pid: int) -> int:
-    """The process that started `pid`: of a Ray worker, the node's raylet."""
-    return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that `pid` started."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:  # it has ended
-        return []
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all that it started, the parents first so that nothing is started anew."""
-    children = children_of(pid)
-    _signal(pid, signal.SIGKILL)
-    for child in children:
-        kill_tree(child)
-
-
-def limit_memory(pid: int) -> None:
+def limit_memory(process: Process) -> None:
     """Let a process allocate no more than a few megabytes beyond what it has."""
-    pages = int(Path("/proc", str(pid), "statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + HEADROOM_BYTES
-    resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
-
-
-def link(pid: int, device: str, state: str) -> None:
-    """Set a link up or down in the network namespace of a process."""
-    run(("nsenter", "-t", str(pid), "-n", "ip", "link", "set", device, state))
-
-
-def fill(folder: Path, for_s: float) -> None:
-    """Fill the file system of `folder` for `for_s` seconds."""
-    file = folder / f"diffussm-chaos-{os.getpid()}"
-    with file.open("wb") as body:
-        os.posix_fallocate(body.fileno(), 0, max(1, shutil.disk_usage(folder).free - LEFT_BYTES))
-    later(for_s, lambda: file.unlink(missing_ok=True))
-
-
-def run(command: tuple[str, ...]) -> None:
-    """Run a command of the plan; raises CalledProcessError if it fails."""
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - the user's own words, and no shell
-
-
-def later(seconds: float, undo: Callable[[], None]) -> None:
-    """Call `undo` from a thread after some seconds."""
-    timer = threading.Timer(seconds, undo)
-    timer.daemon = True
-    timer.start()
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
     try:
-        os.kill(pid, number)
-    except ProcessLookupError:  # it has ended: nothing is left to do
-        return
+        pages = int(Path("/proc", str(process.pid), "statm").read_text().split()[0])
+    except FileNotFoundError:
+        raise ProcessLookupError(f"process {process.pid} has ended") from None
+    most = pages * resource.getpagesize() + HEADROOM_BYTES
+    if not process.lives:
+        raise ProcessLookupError(f"process {process.pid} has ended")
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (most, most))
+
+
+def cut(process: Process, device: str, for_s: float, undos: Undos) -> None:
+    """Set a link down in the network namespace of a process, and up again after `for_s` seconds.
+
+    The namespace is held open: it must be found again when the process has ended.
+    """
+    try:
+        space = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY)
+    except FileNotFoundError:
+        raise ProcessLookupError(f"process {process.pid} has ended") from None
+
+    def restore() -> None:
+        try:
+            link(space, device, "up")
+        finally:
+            os.close(space)
+
+    if not process.lives:
+        os.close(space)
+        raise ProcessLookupError(f"process {process.pid} has ended")
+    undos.later(for_s, f"link {device} of process {process.pid}", restore)
+    link(space, device, "down")
+
+
+def link(space: int, device: str, state: str) -> None:
+    """Set a link up or down in an open network namespace."""
+    run(("nsenter", f"--net=/proc/self/fd/{space}", "ip", "link", "set", device, state), (space,))
+
+
+def fill(folder: Path, for_s: float, undos: Undos) -> None:
+    """Fill the file system of `folder` for `for_s` seconds.
+
+    Raises:
+        ConfigError: there is no such folder, or it cannot be filled.
+    """
+    try:
+        handle, file = tempfile.mkstemp(prefix="diffussm-chaos-", dir=folder)
+        undos.later(for_s, f"the file {file}", partial(Path(file).unlink, missing_ok=True))
+        with os.fdopen(handle, "wb") as body:
+            os.posix_fallocate(body.fileno(), 0, max(1, shutil.disk_usage(folder).free - LEFT_BYTES))
+    except OSError as error:
+        raise ConfigError(f"plan: folder {str(folder)!r} cannot be filled ({error})") from error
+
+
+def named_in(pid_file: Path) -> Process:
+    """The process whose number is in a file."""
+    try:
+        return Process.of(int(pid_file.read_text()))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"plan: pid_file {str(pid_file)!r} names no process ({error})") from error
+
+
+def run(command: Sequence[str], keep: Sequence[int] = ()) -> None:
+    """Run a command of the plan, which is given the open files `keep`; raises ConfigError if it fails."""
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, pass_fds=keep)  # noqa: S603 - the user's own words, and no shell
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"plan: {' '.join(command)} failed ({error.stderr.strip() or error})") from error
+    except OSError as error:
+        raise ConfigError(f"plan: {' '.join(command)} could not be run ({error})") from error

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.chaos.inject import kill_tree
+from cluster.chaos.processes import kill_tree
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("ip", "nsenter")
@@ -47,6 +47,10 @@ class Spaces:
             process.wait()
         for name in ("sw", *self._names):
             subprocess.run(["ip", "netns", "del", f"{self._tag}{name}"], check=False, capture_output=True)
+
+    def lose_head(self) -> None:
+        """SIGKILL to the head: Ray's control service and all that runs on that node, but not the driver."""
+        kill_tree(self._started[0].pid)
 
     def _wire(self) -> None:
         """A bridge in a namespace of its own, and a cable from it to each node."""

@@ -66,8 +66,19 @@ def test_a_start_that_another_fault_ended_later_is_not_this_faults_recovery() ->
     assert recovery(killed, records, [slowed, killed]) == Recovery(27.5, 8)
 
 
-def test_the_table_counts_what_was_survived() -> None:
-    records = [line(8, time=1), line(16, time=11, attempt=2)]
-    text = table([Made("kill-rank", 2.0, 8, 1), Made("kill-rank", 12.0, 16, 2)], records, 64)
-    assert "| kill-rank | 1 of 2 | 9.0 s | 9.0 s | 0 |" in text
-    assert "reached 16 of 64 images" in text
+def test_the_table_counts_what_was_survived_and_how() -> None:
+    records = [line(8, time=1), line(16, time=2), line(16, time=11, attempt=2), line(24, time=12, attempt=2)]
+    made = [Made("kill-rank", 2.0, 8, 1), Made("kill-rank", 12.0, 24, 2), Made("stop-rank", 11.5, 16, 2)]
+    text = table(made, records, 64, compare(CALM, records))
+    assert "| kill-rank | 1 of 2 | 9.0 s | 9.0 s | 1 (8) | 1 (8) | bit for bit |" in text
+    assert "| stop-rank | 1 of 1 | 0.5 s | 0.5 s | 0 (0) | 0 (0) | bit for bit |" in text
+    assert "| all | 2 of 3 | 4.8 s | 9.0 s | 0 (4) | 1 (8) | bit for bit |" in text
+    assert "reached 24 of 64 images" in text
+
+
+@pytest.mark.parametrize(("loss", "word"), [(1.0, "bit for bit"), (1.00001, "to 1e-05"), (2.0, "NO")])
+def test_the_table_says_whether_the_result_was_identical(loss: float, word: str) -> None:
+    records = [line(8, time=1), line(16, time=2), line(24, loss, time=3)]
+    made = [Made("stop-rank", 1.5, 8, 1)]
+    assert f"| {word} |" in table(made, records, 24, compare(CALM, records))
+    assert "| - |" in table(made, records, 24)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.chaos.__main__ import Run
 from cluster.chaos.compare import recovery
 from cluster.chaos.plan import Fault, Kind, Plan
+from cluster.chaos.run import Run
 from diffussm.config import dump
 from tests.runs import BATCH, tiny_run
 
