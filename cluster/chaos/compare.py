@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from cluster.chaos.plan import Kind
+
 Record = Mapping[str, Any]
 """A line of metrics.jsonl."""
 
 ALL = "all"
 """Name of the row that counts every fault."""
+
+ENDING = frozenset({Kind.KILL_RANK.value, Kind.KILL_NODE.value, Kind.WARN.value})
+"""Faults that end the group they are made in, whatever else happens."""
+IN_FLIGHT_S = 1.0
+"""A step that was under way may end so long after the fault that stops the next."""
 
 ROUNDING = 1e-4
 """Relative difference of losses that another number of ranks may make."""
@@ -99,13 +106,15 @@ class Recovery:
 def recovery(made: Made, records: Sequence[Record], others: Iterable[Made] = ()) -> Recovery | None:
     """The recovery from a fault; None if no step followed.
 
-    When a later start follows, its first step counts; otherwise the run went on, and its next step does. A start that
-    lived on until one of the other faults was not ended by this one, but by that.
+    When a later start follows, its first step counts; otherwise the run went on, and its next step does. Of the kinds
+    that need not end a group, one after which the group made steps was survived there: another fault ended it later.
     """
     after = [r for r in records if r["time"] > made.time]
-    ended = max((r["time"] for r in after if r["attempt"] == made.attempt), default=made.time)
-    lived_on = any(made.time < other.time < ended for other in others)
-    restarted = [] if lived_on else [r for r in after if r["attempt"] > made.attempt]
+    restarted = [r for r in after if r["attempt"] > made.attempt]
+    if restarted and made.name not in ENDING:
+        went_on = any(r["attempt"] == made.attempt and r["time"] > made.time + IN_FLIGHT_S for r in after)
+        ended_by_other = any(made.time < other.time < restarted[0]["time"] for other in others)
+        restarted = [] if went_on and ended_by_other else restarted
     following = restarted or after
     if not following:
         return None

@@ -64,6 +64,16 @@ def test_a_start_that_another_fault_ended_later_is_not_this_faults_recovery() ->
     slowed, killed = Made("slow-store", 1.5, 8, 1), Made("kill-rank", 2.5, 16, 1)
     assert recovery(slowed, records, [slowed, killed]) == Recovery(0.5, 0)
     assert recovery(killed, records, [slowed, killed]) == Recovery(27.5, 8)
+    lost = [each for each in records if each["images"] < 24 or each["attempt"] == 2]
+    assert recovery(Made("stop-rank", 0.9, 0, 1), lost, [killed]) == Recovery(pytest.approx(0.1), 0), (
+        "lines may be lost"
+    )
+
+
+def test_a_kill_is_recovered_from_by_a_restart_though_another_fault_followed() -> None:
+    records = [line(8, time=1), line(16, time=2.1), line(16, time=30, attempt=2)]
+    first, second = Made("kill-rank", 2.0, 8, 1), Made("kill-rank", 2.05, 8, 1)
+    assert recovery(first, records, [first, second]) == Recovery(28.0, 8)
 
 
 def test_the_table_counts_what_was_survived_and_how() -> None:
