@@ -22,8 +22,6 @@ from diffussm.observe.wandb_sink import Wandb, abandon, step_after, wandb_mode
 
 LOG = "log.txt"
 """What a person was told, in plain lines with their dates, of all starts."""
-LOG_REST_S = 30.0
-"""Seconds between two puts of that file into a bucket."""
 JOURNALS = ("metrics.jsonl", "telemetry.jsonl", "evaluations.jsonl", DRIVER)
 """Those with at least a line for each W&B step."""
 
@@ -61,7 +59,7 @@ class Herald:
             make_board = partial(TensorBoard, Mirror(store, "tensorboard", scratch))
             self._sinks.append(Sink("TensorBoard", make_board, narrator.say))
         self._journal = Journal(store, DRIVER)
-        self._log = Lines(store, LOG, rest_s=LOG_REST_S)
+        self._log = Lines(store, LOG)
         narrator.log = self._log.append
 
     def hear(self, record: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import yaml
 from diffussm.checkpoint.manifest import MANIFEST, Manifest
 from diffussm.checkpoint.store import NotFound, Store
 from diffussm.errors import DataError
-from diffussm.observe.events import DRIVER, read_journal
+from diffussm.observe.events import DRIVER, read_lines
 from diffussm.observe.goodput import KEY as GOODPUT
 from diffussm.observe.goodput import Goodput, summarize
 
@@ -168,11 +168,10 @@ def _versions(store: Store, key: str, wrong: list[str]) -> Mapping[str, str]:
 
 
 def _lines(store: Store, key: str, wrong: list[str]) -> list[dict[str, Any]]:
-    try:
-        return read_journal(store, key)
-    except ValueError as error:
-        wrong.append(f"{key}: {error}")
-        return []
+    found, torn = read_lines(store, key)
+    if torn:
+        wrong.append(f"{key}: {torn} torn line{'s' if torn > 1 else ''} left out")
+    return found
 
 
 def _parsed(store: Store, key: str, parse: Any, wrong: list[str]) -> Any:

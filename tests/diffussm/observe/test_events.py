@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import LocalStore, Store
 from diffussm.errors import StorageError
-from diffussm.observe.events import Journal, read_journal
+from diffussm.observe.events import Journal, _Object, read_journal, read_lines
 from tests.s3 import S3Server
 
 
@@ -26,6 +29,59 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
     store.write("m.jsonl", b'{"a": 1}\n{"a": 2}\n{"a"')
     assert [record["a"] for record in read_journal(store, "m.jsonl")] == [1, 2]
     assert read_journal(store, "none.jsonl") == []
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = LocalStore(str(tmp_path))
+    store.write("m.jsonl", b'{"a": 1}\n{"a')  # the disk was full
+    journal = Journal(store, "m.jsonl")
+    journal.write({"a": 2})
+    journal.close()
+    with (tmp_path / "m.jsonl").open("ab") as file:
+        file.write(b'\0\0\0\n\xff\n[]\n{"a": 3}\n')  # zeros are what a lost node leaves
+    records, torn = read_lines(store, "m.jsonl")
+    assert [record["a"] for record in records] == [1, 2, 3]
+    assert torn == 4
+    assert read_journal(store, "m.jsonl") == records
+    assert "m.jsonl: 4 torn" in caplog.text
+
+
+def test_a_line_of_which_the_disk_took_a_part_goes_on_where_it_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, soft_hard = LocalStore(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = Journal(store, "m.jsonl")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, soft_hard[1]))
+    try:
+        journal.write({"a": "x" * 200})
+        while "was not written, it is tried again" not in caplog.text:
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
+    assert (tmp_path / "m.jsonl").stat().st_size == 100
+    journal.write({"a": "y"})
+    journal.close()
+    assert [record["a"] for record in read_journal(store, "m.jsonl")] == ["x" * 200, "y"]
+
+
+def test_a_folder_that_stands_still_delays_neither_a_writer_nor_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    class Standing(Fence):
+        def check(self) -> None:  # where a mount stands still, this look is where a writer would wait first
+            assert gate.wait(60)
+
+    store = LocalStore(str(tmp_path))
+    journal = Journal(store, "m.jsonl", Standing(store, 1))
+    for number in range(3):
+        journal.write({"a": number})  # would never return if it waited
+    journal.close(0.01)
+    assert "m.jsonl: its last lines were not written within 0.01 s" in caplog.text
+    gate.set()
+    journal.close()
+    assert [record["a"] for record in read_journal(store, "m.jsonl")] == [0, 1, 2]
 
 
 def test_a_bucket_gets_the_whole_journal(s3_server: S3Server) -> None:
@@ -69,6 +125,28 @@ def test_a_slow_or_failing_bucket_delays_no_writer(caplog: pytest.LogCaptureFixt
     steps = [json.loads(line)["step"] for line in content["e.jsonl"].splitlines()]
     assert steps == [0, 1, 2, 3]
     assert "store away" in caplog.text
+
+
+def test_a_large_journal_is_put_rarely_yet_at_once_at_the_end(s3_server: S3Server) -> None:
+    from diffussm.checkpoint.store import open_store
+
+    store = open_store(s3_server.url("large"))
+    store.write("t.jsonl", b'{"a": 0}\n' * 300_000)  # 2.7 MB: some 54 s between two puts
+    place = _Object(store, "t.jsonl")
+    assert 50 < place.rest_s < 60
+    puts, write = [], store.write
+    store.write = lambda key, data: puts.append(write(key, data))  # type: ignore[assignment, method-assign]
+    journal = Journal(store, "t.jsonl")
+    journal.write({"a": 1})
+    while not puts:
+        time.sleep(0.01)
+    for number in range(2, 6):
+        journal.write({"a": number})
+    began = time.monotonic()
+    journal.close()
+    assert time.monotonic() - began < 30
+    assert len(puts) == 2
+    assert [record["a"] for record in read_journal(store, "t.jsonl")[-5:]] == [1, 2, 3, 4, 5]
 
 
 def raise_not_found(key: str) -> None:

@@ -64,6 +64,16 @@ def test_the_ledger_books_differences_and_knows_what_was_done_before(tmp_path: P
     assert (found["start"], found["restore"]) == (4.0, 2.0)
 
 
+def test_a_torn_line_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    whole = b'{"time": 20, "attempt": 1, "kind": "steps", "images": 8, "seconds": {"step": 5}}\n'
+    store.write(KEY, whole + b'{"time": 21, "att' + whole + b'{"tim')
+    ledger = Ledger(store, 2)
+    assert ledger.step(8, {"forward": 1.0}) == {"data": 0.0, "save": 0.0, "replayed": 1.0}
+    ledger.close()
+    assert [record["attempt"] for record in read_journal(store, KEY)] == [1, 2]
+
+
 def test_an_attempt_that_is_not_the_newest_writes_nothing_more(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     old = Ledger(store, 1, Fence(store, 1))

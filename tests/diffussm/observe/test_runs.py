@@ -34,6 +34,9 @@ def test_status(tmp_path: Path) -> None:
     assert found["metrics"] == {"loss": 1 / 16, "step": 2}
     assert found["event"]["event"] == "saved"
     assert found["save_s"] == 2.5
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 2{"images": 24}\n{"images": 32}\n')
+    assert runs.status(str(tmp_path / "a"))["images"] == 32  # a torn line is left out
     fill(str(tmp_path / "a"), finished=True)
     assert runs.status(str(tmp_path / "a"))["score"] == "FD = 1"
 

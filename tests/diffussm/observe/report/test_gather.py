@@ -33,8 +33,11 @@ def test_a_file_cut_by_a_kill_is_named_and_the_rest_is_shown(tmp_path: Path) -> 
     store = stories.run(tmp_path)
     store.write("summary.json", b'{"images": 60')
     store.write("events.jsonl", b'{"event": "started", "time": 1.0, "attempt": 1}\n{"event": "sav')
+    store.write("metrics.jsonl", b'{"images": 8}\n{"ima{"images": 16}\n{"images": 24}\n')
     story = gather(store, "a-run")
-    assert [line.split(":")[0] for line in story.unreadable] == ["summary.json"]
+    assert [line.split(":")[0] for line in story.unreadable] == ["metrics.jsonl", "summary.json"]
+    assert story.unreadable[0] == "metrics.jsonl: 1 torn line left out"
+    assert [m["images"] for m in story.metrics] == [8, 24]
     assert [e["event"] for e in story.events] == ["started"]  # a last line without its end is not there yet
     assert story.summary is None
 
