@@ -83,6 +83,8 @@ _NODE_DIED = re.compile(r"node (has )?(died|was terminated|is dead)|node .{0,80}
 
 def diagnose(error: TrainingFailedError, evidence: Evidence) -> Diagnosis:
     """The cause of a failed group."""
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, DiffuSSMError):
+        return _of_controller(error.controller_failure)  # said by our policies after the group's end, hang or not
     if evidence.hang:
         return Diagnosis(Cause.HANG, evidence.hung_rank, evidence.hang)
     if isinstance(error, PreemptionError):

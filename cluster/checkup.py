@@ -21,6 +21,8 @@ from diffussm.errors import MissingError
 
 TIMEOUT_S = 120.0
 """Seconds in which a node must answer."""
+LOOK_S = 0.5
+"""Longest wait for a node before looking whether the job was asked to leave."""
 DISK_BYTES = 1 << 30
 """Least room for this attempt's scratch."""
 SHARED_MEMORY_BYTES = 64 << 20
@@ -99,7 +101,9 @@ def pairs(ids: Sequence[str]) -> list[list[tuple[str, str]]]:
     return [each for each in (even, odd) if each]
 
 
-def run(cfg: Config, hub: Any, announce: Callable[[dict[str, Any]], None], least: int) -> None:
+def run(
+    cfg: Config, hub: Any, announce: Callable[[dict[str, Any]], None], least: int, check: Callable[[], None]
+) -> None:  # fmt: skip
     """Look at all usable nodes that could hold a worker, tell what is wrong, and exclude bad ones.
 
     Args:
@@ -107,13 +111,14 @@ def run(cfg: Config, hub: Any, announce: Callable[[dict[str, Any]], None], least
         hub: where excluded nodes are noted.
         announce: told each problem.
         least: workers that must remain.
+        check: called while nodes are waited for; what it raises ends the preflight.
 
     Raises:
         MissingError: without the bad nodes fewer than `least` workers could be placed.
     """
     cpus, gpus = cfg.cluster.cpus_per_worker, cfg.cluster.gpus_per_worker
     usable = [node for node in nodes.usable(nodes.nodes(), set()) if nodes.capacity([node], cpus, gpus)]
-    wrong = list(problems(look(cfg, usable)))
+    wrong = list(problems(look(cfg, usable, check)))
     address = {node.id: node.address for node in usable}
     for each in wrong:
         what = "bad node" if each.bad else "node"
@@ -130,7 +135,7 @@ def run(cfg: Config, hub: Any, announce: Callable[[dict[str, Any]], None], least
         ray.get(hub.exclude.remote(bad))
 
 
-def look(cfg: Config, usable: Sequence[nodes.Node]) -> dict[str, Facts | str]:
+def look(cfg: Config, usable: Sequence[nodes.Node], check: Callable[[], None]) -> dict[str, Facts | str]:
     """The facts of each node by id, or why there are none. All nodes are looked at at once."""
     ask = ray.remote(num_cpus=0, max_retries=0)(facts.look)
     began = time.time()
@@ -139,14 +144,14 @@ def look(cfg: Config, usable: Sequence[nodes.Node]) -> dict[str, Facts | str]:
         task = ask.options(scheduling_strategy=nodes.on_node(node.id))
         asked[task.remote(cfg, round(node.resources.get("GPU", 0)))] = node.id
     found: dict[str, Facts | str] = {}
-    _, late = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_S) if asked else ([], [])
+    late = _wait(list(asked), check)
     for each, id_ in asked.items():
         found[id_] = f"no answer within {TIMEOUT_S:.0f} s" if each in late else _result(each)
     found = {n: f.held_against(began, time.time()) if isinstance(f, Facts) else f for n, f in found.items()}
-    return _with_reduces(found) if len(usable) > 1 else found
+    return _with_reduces(found, check) if len(usable) > 1 else found
 
 
-def _with_reduces(found: dict[str, Facts | str]) -> dict[str, Facts | str]:
+def _with_reduces(found: dict[str, Facts | str], check: Callable[[], None]) -> dict[str, Facts | str]:
     """Add the time of an all-reduce with each neighbour; the better one counts, for the other may be its peer's."""
     times: dict[str, list[float]] = {}
     for meetings in pairs(sorted(node for node, each in found.items() if isinstance(each, Facts))):
@@ -158,14 +163,23 @@ def _with_reduces(found: dict[str, Facts | str]) -> dict[str, Facts | str]:
                 task = ray.remote(num_cpus=0, max_retries=0)(facts.reduce_seconds)
                 where = task.options(scheduling_strategy=nodes.on_node(node))
                 asked[where.remote(rank, host.address, host.port)] = node
-        ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_S)
+        late = _wait(list(asked), check)
         for each, node in asked.items():
-            result = _result(each) if ray.wait([each], timeout=0)[0] else "no answer"
+            result = "no answer" if each in late else _result(each)
             times.setdefault(node, []).append(result if isinstance(result, float) else TIMEOUT_S)
     return {
         node: each.with_reduce(min(times[node])) if isinstance(each, Facts) and node in times else each
         for node, each in found.items()
     }
+
+
+def _wait(tasks: list[Any], check: Callable[[], None]) -> list[Any]:
+    """Wait for tasks; those that have not ended in time."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while tasks and (left := deadline - time.monotonic()) > 0:
+        check()
+        _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=min(left, LOOK_S))
+    return tasks
 
 
 def _result(task: Any) -> Any:

@@ -24,9 +24,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster import nodes
 from cluster.causes import diagnose, errors_of
 from cluster.policy import Action, Decision, Fault, Limits, Sizes, decide
+from cluster.preempt import AGAIN, ASKED
 from diffussm.config.plan import smaller_sizes
 from diffussm.config.schema import Config
-from diffussm.errors import InfrastructureError
+from diffussm.errors import InfrastructureError, Preempted
+from diffussm.train.control import Level, Wish
 
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives each node."""
@@ -56,15 +58,15 @@ class OurFailurePolicy(FailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Find the cause, decide, and say so to the driver."""
-        lost = {node.id for node in nodes.reached(nodes.nodes()) if not node.alive}
-        ray.get(self.hub.lose.remote(lost))
+        # Asked now: a node that was away for some seconds and is back is not lost.
+        lost = frozenset(node.id for node in nodes.reached(nodes.nodes()) if not node.alive)
         evidence, images, steps = ray.get(self.hub.evidence.remote())
+        found = diagnose(training_failed_error, replace(evidence, lost_nodes=lost))
+        fault = Fault(found, images, steps, time.time())
         attempt = ray.get(self.hub.group.remote()).attempt
-        fault = Fault(diagnose(training_failed_error, evidence), images, steps, time.time())
         room = capacity_for(self.cfg, ray.get(self.hub.excluded.remote()))
         limits = Limits(self.cfg.cluster.max_failures, self.cfg.cluster.failure_window_s)
-        decision = decide(fault, self.history, room, sizes_of(self.cfg), limits)
-        decision = _leave_with_job(decision, fault, ray.get(self.hub.asked.remote()).reason)
+        decision = decide(fault, self.history, room, sizes_of(self.cfg), limits, reason_to_leave(self.hub))
         self.history.append(fault)
         if decision.wait_s:
             self.hub.hold.remote(time.time() + decision.wait_s)
@@ -72,13 +74,10 @@ class OurFailurePolicy(FailurePolicy):
         return FailureDecision.RAISE if decision.action is Action.STOP else FailureDecision.RETRY
 
 
-def _leave_with_job(decision: Decision, fault: Fault, reason: str) -> Decision:
-    """When the whole job was asked to leave, what its ranks saved is for the next start."""
-    from cluster.causes import Cause
-    from diffussm.errors import ExitCode
-
-    leaves = fault.diagnosis.cause is Cause.PREEMPTED and not reason.startswith("node")
-    return replace(decision, action=Action.STOP, code=ExitCode.PREEMPTED) if leaves else decision
+def reason_to_leave(hub: Any) -> str:
+    """Why the whole job was asked to leave; empty if it was not."""
+    asked: Wish = ray.get(hub.asked.remote())
+    return asked.reason if asked.level is Level.LEAVE else ""
 
 
 def _record(fault: Fault, decision: Decision, error: TrainingFailedError) -> dict[str, Any]:
@@ -110,8 +109,11 @@ class OurScalingPolicy(ScalingPolicy):
         """The next group's size, or not yet.
 
         Raises:
+            Preempted: the whole job was asked to leave while there was no group to hear it.
             InfrastructureError: nodes were waited for longer than `cluster.wait_nodes_s`.
         """
+        if reason := reason_to_leave(self.hub):
+            raise Preempted(f"{reason}: {ASKED}", AGAIN)
         if time.time() < ray.get(self.hub.held_until.remote()):
             return self._not_yet()
         size = sizes_of(self.cfg).fitting(capacity_for(self.cfg, ray.get(self.hub.excluded.remote())))

@@ -37,6 +37,8 @@ class Group:
     size: int
     began: float
     """When its start was decided, seconds since 1970."""
+    serial: int = 0
+    """Which of this job's groups it is; what is said of one must not meet the next."""
     places: dict[int, Place] = field(default_factory=dict)
     beats: dict[int, Beat] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
@@ -54,7 +56,6 @@ class Hub:
         self._messages: list[dict[str, Any]] = []
         self._wish = Wish()
         self._group = Group(0, time.time())
-        self._lost: set[str] = set()
         self._excluded: set[str] = set()
         self._not_before = 0.0
 
@@ -69,8 +70,8 @@ class Hub:
 
     def begin(self, size: int) -> None:
         """A new group of `size` is about to be made; what was asked of the old one is over, unless the job must go."""
-        self._group = Group(size, time.time())
-        if self._wish.level is Level.REGROUP or self._wish.reason.startswith("node"):
+        self._group = Group(size, time.time(), self._group.serial + 1)
+        if self._wish.level is not Level.LEAVE:
             self._wish = Wish()
 
     def join(self, rank: int, place: Place) -> float:
@@ -89,10 +90,17 @@ class Hub:
             self._group.beats[rank], self._group.heard[rank] = beat, time.monotonic()
         return self._wish
 
-    def wish(self, wish: Wish) -> None:
-        """Ask something of the ranks. A more urgent wish stays."""
-        if wish.level >= self._wish.level:
-            self._wish = wish
+    def wish(self, wish: Wish, group: int) -> bool:
+        """Ask something of the ranks of this group, or of the whole job, beside what is asked already.
+
+        Returns:
+            whether that is news: a more urgent level or an earlier deadline. What is meant for a group that has ended
+            is dropped.
+        """
+        if wish.level is not Level.LEAVE and group != self._group.serial:
+            return False
+        before, self._wish = self._wish, self._wish.joined(wish)
+        return (self._wish.level, self._wish.deadline_s) != (before.level, before.deadline_s)
 
     def asked(self) -> Wish:
         """What is asked now."""
@@ -107,20 +115,20 @@ class Hub:
         """The present group."""
         return self._group
 
-    def hangs(self, rank: int, said: str) -> None:
-        """The watchdog's verdict on the present group, before it ends it."""
+    def hangs(self, group: int, rank: int, said: str) -> bool:
+        """The watchdog's verdict on a group, before it ends it; False if that group has ended meanwhile."""
+        if group != self._group.serial:
+            return False
         self._group.hang, self._group.hung_rank = said, rank
+        return True
 
     def evidence(self) -> tuple[Evidence, int, int]:
-        """What is known of the present group, the images it did and its steps."""
+        """What is known of the present group but for lost nodes, the images it did and its steps."""
         nodes = {rank: place.node for rank, place in self._group.places.items()}
         beats = self._group.beats.values()
         images, steps = max((b.images for b in beats), default=0), max((b.steps for b in beats), default=0)
-        return Evidence(frozenset(self._lost), nodes, self._group.hang, self._group.hung_rank), images, steps
-
-    def lose(self, nodes: set[str]) -> None:
-        """Nodes that Ray has given up."""
-        self._lost |= nodes
+        evidence = Evidence(node_of_rank=nodes, hang=self._group.hang, hung_rank=self._group.hung_rank)
+        return evidence, images, steps
 
     def exclude(self, nodes: set[str]) -> None:
         """Nodes that must not be used."""

@@ -42,12 +42,13 @@ class Overseer:
     ) -> None:  # fmt: skip
         self.cfg, self.hub, self.warnings = cfg, hub, warnings
         self.announce, self.on_fault, self.on_places = announce, on_fault, on_places
-        self._told = 0
-        self._straggled: set[int] = set()
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
+        self._told = 0
+        self._straggled: set[int] = set()
         self._evidence: dict[int, dict[str, Any]] = {}
-        self._asked = Wish()
+        self._group = Group(0, 0.0)
+        self._failed: set[tuple[str, str]] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overseer", daemon=True)
 
@@ -72,46 +73,76 @@ class Overseer:
         while not last:
             last = self._stop.wait(LOOK_S)
             try:
-                self._hear()
-                self._ask(self.warnings.wish)
+                self._duty("hear the workers", self._hear)
+                self._duty("pass on a signal", self._ask, self.warnings.wish)
                 if not last and time.monotonic() - looked >= NODES_S:
                     looked = time.monotonic()
-                    self._watch()
-            except ray.exceptions.RayActorError as error:
-                _LOG.warning("messages of the workers are lost: %s", error)
+                    self._duty("look at the nodes", self._watch)
+            except ray.exceptions.ActorDiedError as error:
+                # Deaf to warnings, drains and hangs nothing may go on. The controller asks the hub what to do about the
+                # killed ranks and fails in turn, which ends the job as one to be started again.
+                _LOG.error("the meeting point of the ranks is lost, so the training ends: %s", error)
+                stacks.kill(self._group.places)
                 return
-            except ray.exceptions.RayError as error:  # tried again at the next look
-                _LOG.warning("the cluster does not answer: %s", error)
+
+    def _duty(self, what: str, do: Callable[..., None], *args: Any) -> None:
+        """Do one thing; what goes wrong in it is said once and keeps nobody from the next thing, or the next look.
+
+        Raises:
+            ActorDiedError: the hub is gone, and with it all duties.
+        """
+        try:
+            do(*args)
+        except ray.exceptions.ActorDiedError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever is told may fail; rich exits on a broken pipe
+            failure = (what, type(error).__name__)
+            if failure not in self._failed:
+                self._failed.add(failure)
+                _LOG.error("cannot %s: %s: %s", what, type(error).__name__, error, exc_info=True)
 
     def _hear(self) -> None:
         for record in ray.get(self.hub.take.remote()):
             if record.get("event") == "failure":
-                self.on_fault(record)
+                self._duty("write the evidence of a failure", self.on_fault, record)
                 record = {k: record[k] for k in ("kind", "event", "cause", "decision", "reason")}
-            self.announce(record)
+            self._say(record)
 
-    def _ask(self, wish: Wish) -> None:
-        """Pass on a wish that is new."""
-        if wish.level is Level.NONE or (wish.level, wish.reason) == (self._asked.level, self._asked.reason):
-            return
-        self._asked = wish
-        ray.get(self.hub.wish.remote(wish))
-        self.announce({"kind": "event", "event": "asked to leave", "reason": wish.reason})
+    def _say(self, record: dict[str, Any]) -> None:
+        self._duty("tell what happens", self.announce, record)
+
+    def _ask(self, wish: Wish, group: int = 0) -> None:
+        """Pass on a wish to the ranks of a group, or of any if the whole job must go. Say it when it is news."""
+        if wish.level is not Level.NONE and ray.get(self.hub.wish.remote(wish, group)):
+            self._say({"kind": "event", "event": "asked to leave", "reason": wish.reason})
 
     def _watch(self) -> None:
         """Nodes that go and come, the notice file, and ranks that hang."""
         group, found = ray.get(self.hub.group.remote()), nodes.nodes()
-        used = {place.node for place in group.places.values()}
-        self.hub.lose.remote({node.id for node in found if not node.alive})
+        self._group = group
+        self._duty("look for the notice file", self._look_for_notice)
+        self._duty("look for drained nodes", self._look_for_drains, group, found)
+        self._duty("tell where the ranks are", self._tell_places, group)
+        self._duty("look for stragglers", self._tell_stragglers, group)
+        self._duty("look for more nodes", self._look_for_room, group, found)
+        self._duty("look for hangs", self._look_for_hang, group)
+
+    def _look_for_notice(self) -> None:
         self._ask(preempt.of_notice(self.cfg.cluster.notice_file, self.cfg.cluster.grace_s, time.time()))
+
+    def _look_for_drains(self, group: Group, found: list[nodes.Node]) -> None:
+        used = {place.node for place in group.places.values()}
         home = ray.get_runtime_context().get_node_id()
-        self._ask(preempt.of_drained(found, used, home, lambda staying: self._size(staying) > 0, time.time()))
-        self._tell_places(group)
-        self._tell_stragglers(group)
-        larger = self._grown(group, found)
-        if larger:
-            self._ask(Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work"))
-        verdict = judge(ray.get(self.hub.seen.remote()), self.patience) if not group.hang else None
+        wish = preempt.of_drained(found, used, home, lambda staying: self._size(staying) > 0, time.time())
+        self._ask(wish, group.serial)
+
+    def _look_for_room(self, group: Group, found: list[nodes.Node]) -> None:
+        if larger := self._grown(group, found):
+            wish = Wish(Level.REGROUP, reason=f"{larger} workers could be had, {group.size} work")
+            self._ask(wish, group.serial)
+
+    def _look_for_hang(self, group: Group) -> None:
+        verdict = None if group.hang else judge(ray.get(self.hub.seen.remote()), self.patience)
         if verdict is not None:
             self._end(verdict, group)
 
@@ -135,7 +166,7 @@ class Overseer:
         if slow:
             self._straggled.add(group.attempt)
             said = ", ".join(f"rank {rank} on {group.places[rank].host}: {score:.1f}" for rank, score in slow.items())
-            self.announce({"kind": "event", "event": "straggler", "times the median": said})
+            self._say({"kind": "event", "event": "straggler", "times the median": said})
 
     def _capacity(self, found: list[nodes.Node]) -> int:
         usable = nodes.usable(found, ray.get(self.hub.excluded.remote()))
@@ -146,10 +177,15 @@ class Overseer:
 
     def _end(self, verdict: Verdict, group: Group) -> None:
         """Collect the stacks of a hung group, say which rank is guilty, and kill the group; Ray makes another."""
-        self.announce({"kind": "event", "event": "hang", "reason": verdict.said})
-        ray.get(self.hub.hangs.remote(verdict.rank, verdict.said))  # before anything else can end the group
-        self._evidence = stacks.collect(group.places)
+        if not ray.get(self.hub.hangs.remote(group.serial, verdict.rank, verdict.said)):
+            return  # it has ended since it was looked at
+        self._say({"kind": "event", "event": "hang", "reason": verdict.said})
+        self._duty("collect the evidence of a hang", self._collect, group)
         guilty = self._evidence.get(verdict.rank, {})
         state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
-        ray.get(self.hub.hangs.remote(verdict.rank, f"{verdict.said}{state}"))
-        stacks.kill(group.places)
+        # Collecting takes seconds. If the group ended meanwhile, its processes are gone, their numbers perhaps reused.
+        if ray.get(self.hub.hangs.remote(group.serial, verdict.rank, f"{verdict.said}{state}")):
+            stacks.kill(group.places)
+
+    def _collect(self, group: Group) -> None:
+        self._evidence = stacks.collect(group.places)

@@ -93,7 +93,9 @@ CODES = {
 """Exit code by cause when the run stops; all others are INFRASTRUCTURE."""
 
 
-def decide(fault: Fault, earlier: Sequence[Fault], capacity: int, sizes: Sizes, limits: Limits) -> Decision:
+def decide(
+    fault: Fault, earlier: Sequence[Fault], capacity: int, sizes: Sizes, limits: Limits, leaving: str = ""
+) -> Decision:  # fmt: skip
     """Stop, or the next group's size.
 
     Args:
@@ -102,8 +104,17 @@ def decide(fault: Fault, earlier: Sequence[Fault], capacity: int, sizes: Sizes, 
         capacity: workers that the healthy nodes could hold now.
         sizes: allowed world sizes.
         limits: budgets.
+        leaving: why the whole job was asked to leave, if it was. Then no fault that may pass is answered by a new
+            group, whether the save of the departure failed or a rank died meanwhile: the next start goes on from the
+            last checkpoint, with budgets of its own.
     """
-    stop = _reason_to_stop(fault, earlier, limits)
+    stop = _reason_not_to_repeat(fault, earlier)
+    if leaving and not stop:
+        said = fault.diagnosis.said
+        if fault.diagnosis.cause is not Cause.PREEMPTED:
+            said += f"; asked to leave ({leaving}), the next start goes on from the last checkpoint"
+        return Decision(Action.STOP, said, code=ExitCode.PREEMPTED)
+    stop = stop or _spent(fault, earlier, limits)
     if stop:
         return Decision(Action.STOP, stop, code=CODES.get(fault.diagnosis.cause, ExitCode.INFRASTRUCTURE))
     return resize(fault, capacity, sizes, said=_said(fault, earlier, limits))
@@ -136,23 +147,35 @@ def should_grow(present: int, capacity: int, sizes: Sizes) -> int:
     return size if size > present else 0
 
 
-def _reason_to_stop(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
-    """Why there must be no other start; empty if there may be one."""
+def _reason_not_to_repeat(fault: Fault, earlier: Sequence[Fault]) -> str:
+    """Why another start would only end as this one did; empty if it may not."""
     found, cause = fault.diagnosis, fault.diagnosis.cause
     if cause in (Cause.USER, Cause.NONFINITE, Cause.NO_NODES):
         return found.said
-    if cause in FREE:
-        return ""
     if cause in (Cause.EXCEPTION, Cause.MEMORY):
-        if fault.steps == 0:
+        if fault.steps == 0 and not any(before.steps for before in earlier):
             return f"{found.said} (before the first step was done: it would only happen again)"
         if any(_is_repeated(fault, before) for before in earlier):
             return f"{found.said} (a second time at {fault.images:,} images)"
-    count = 1 + sum(before.diagnosis.cause is cause and _is_recent(before, fault, limits) for before in earlier)
-    budget = budget_of(cause, limits)
-    if count > budget:
-        return f"{found.said} ({count} times {cause.value}; the budget is {budget}, from cluster.max_failures)"
     return ""
+
+
+def _spent(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
+    """That the budget of this cause is used up; empty if it is not."""
+    cause = fault.diagnosis.cause
+    if cause in FREE:
+        return ""
+    count, budget = _count(fault, earlier, limits), budget_of(cause, limits)
+    if count > budget:
+        spent = f"{count} times {cause.value}; the budget is {budget}, from cluster.max_failures"
+        return f"{fault.diagnosis.said} ({spent})"
+    return ""
+
+
+def _count(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> int:
+    """Faults of this cause within the window, this one included."""
+    cause = fault.diagnosis.cause
+    return 1 + sum(before.diagnosis.cause is cause and _is_recent(before, fault, limits) for before in earlier)
 
 
 def budget_of(cause: Cause, limits: Limits) -> int:
@@ -174,5 +197,5 @@ def _said(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
     cause = fault.diagnosis.cause
     if cause in FREE:
         return fault.diagnosis.said
-    count = 1 + sum(before.diagnosis.cause is cause and _is_recent(before, fault, limits) for before in earlier)
-    return f"{fault.diagnosis.said} ({cause.value}, {count} of at most {budget_of(cause, limits)})"
+    used = f"{cause.value}, {_count(fault, earlier, limits)} of at most {budget_of(cause, limits)}"
+    return f"{fault.diagnosis.said} ({used})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from cluster.nodes import Node  # this module is read before Ray may be imported
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+ASKED, AGAIN = "asked to leave", "start the same command again: it goes on where it was"
+"""What is said when a stage ends for a warning."""
 
 UNKNOWN_DEADLINE_S = 30.0
 """Time to save when a drain names no deadline."""
@@ -35,7 +39,7 @@ def of_drained(
         now: seconds since 1970.
 
     Only the driver's node and those that hold ranks matter. When the driver stays and the other nodes could hold a
-    group, the ranks leave and a group is made there (the reason begins with `node`); else the whole job leaves.
+    group, the ranks move there; else the whole job leaves.
     """
     every = list(found)
     going = [node for node in every if node.alive and node.drain_deadline_s is not None]
@@ -46,7 +50,7 @@ def of_drained(
     staying = [node for node in every if node.alive and node.drain_deadline_s is None]
     names = ", ".join(node.address for node in ours)
     if home not in {node.id for node in ours} and staying and fits(staying):
-        return Wish(Level.LEAVE, deadline_s, f"node {names} is drained")
+        return Wish(Level.MOVE, deadline_s, f"node {names} is drained")
     return Wish(Level.LEAVE, deadline_s, f"no place is left, drained: {names}")
 
 
@@ -80,9 +84,32 @@ class Warnings:
         if self.installed:
             self.install()
 
+    @contextmanager
+    def through_ray(self) -> Iterator[None]:
+        """Around calls of Ray in the main thread: what our handler raises in one comes out of it as a SystemError.
+
+        Raises:
+            Preempted: the signal's, if that was so.
+        """
+        try:
+            yield
+        except SystemError as error:
+            if isinstance(error.__cause__, Preempted):
+                raise error.__cause__ from error
+            raise
+
+    def check(self) -> None:
+        """End the job here if it was asked to leave while no rank could do so: before the first step, after the last.
+
+        Raises:
+            Preempted: it was.
+        """
+        if self.wish.level is Level.LEAVE:
+            raise Preempted(f"{self.wish.reason}: {ASKED}", AGAIN)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.wish.level is Level.NONE:
             self.wish = Wish(Level.LEAVE, time.time() + self.grace_s, f"{name} to the driver")
         if not self.heard_by_training:
-            raise Preempted(f"{name}: asked to leave", "start the same command again: it goes on where it was")
+            raise Preempted(f"{name}: {ASKED}", AGAIN)

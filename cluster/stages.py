@@ -27,6 +27,7 @@ from diffussm.naming import RunPaths
 from diffussm.observe.herald import Herald
 from diffussm.observe.log import Narrator
 from diffussm.observe.words import duration
+from diffussm.train.control import Level
 
 if TYPE_CHECKING:
     from diffussm.data.encode import Work
@@ -71,6 +72,7 @@ class Stages:
         self.begin()
         try:
             self.train()
+            self.warnings.check()  # one that came after the last step
             grid = self.sample([], "", None)
             score = self.evaluate(None) if self.cfg.evaluate.enabled else None
             self._finish(grid, score, time.monotonic() - began)
@@ -134,12 +136,12 @@ class Stages:
         from cluster.prepare import run
 
         self.narrator.say(f"starting {self.cfg.prepare.workers} encoder(s) for {work.job.place}")
-        self._connect(ray, worker_env)
-        self.warnings.take_back()
-        try:
-            run(work, progress, self.narrator.hear)
-        finally:
-            ray.shutdown()
+        with self.warnings.through_ray():
+            self._connect(ray, worker_env)
+            try:
+                run(work, progress, self.narrator.hear)
+            finally:
+                ray.shutdown()
 
     def train(self) -> None:
         """Train through Ray until `train.images`; goes on from the newest checkpoint. Raises what workers raise."""
@@ -150,7 +152,7 @@ class Stages:
         from cluster.evaluate import workers
         from cluster.trainer import fit
 
-        with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch, self.warnings.through_ray():
             self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
             beside = workers(self.cfg) if self.cfg.evaluate.every_images else 0
             self._connect(ray, worker_env, self.cfg.cluster.workers + beside)
@@ -163,10 +165,9 @@ class Stages:
                     evaluations.hear(record)
 
             is_done = False
-            self.warnings.take_back()
             try:
                 fit(self.cfg, scratch, hear, self.warnings)
-                is_done = True
+                is_done = self.warnings.wish.level is Level.NONE  # a warned job does not wait for evaluations
             finally:
                 self.narrator.end()
                 if evaluations is not None:
@@ -235,11 +236,12 @@ class Stages:
         else:
             import ray
 
-            self._connect(ray, env.apply(self.cfg), count)
-            try:
-                result = job.on_ray(count)
-            finally:
-                ray.shutdown()
+            with self.warnings.through_ray():
+                self._connect(ray, env.apply(self.cfg), count)
+                try:
+                    result = job.on_ray(count)
+                finally:
+                    ray.shutdown()
         self.narrator.end()
         self.narrator.say(result.line())
         record = {"kind": "evaluation"} | result.record()
@@ -328,6 +330,7 @@ class Stages:
         runtime_env = {"env_vars": worker_env, "worker_process_setup_hook": env.WARM}
         if cluster.address:
             ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
+            self.warnings.take_back()
             return
         # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.
         needed = max(workers * cluster.cpus_per_worker, self.cfg.prepare.workers * self.cfg.prepare.cpus_per_worker)
@@ -341,6 +344,7 @@ class Stages:
             logging_level="warning",
             include_dashboard=True,  # its agent cleans up placement groups
         )
+        self.warnings.take_back()
 
     def _finished(self) -> bool:
         """Whether the run has its summary for at least the images asked for; if so, say so."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster import checkup, hub, worker
@@ -24,6 +24,7 @@ from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, MissingError, Preempted, StorageError
 from diffussm.naming import RunPaths
+from diffussm.train.control import Level
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -100,7 +101,8 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
 
     Raises:
         DiffuSSMError: a worker's typed error, as it was raised there.
-        Preempted: the job was asked to leave and its state is saved.
+        Preempted: the job was asked to leave, and the next start goes on from its last checkpoint. When it was asked
+            too late for that, fit returns and `warnings.wish` says so.
         MissingError: the preflight found too few good nodes.
         InfrastructureError: faults were more than their budget allows.
     """
@@ -112,13 +114,18 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
     warnings.heard_by_training = True
     try:
         if cfg.cluster.address or cfg.cluster.gpus_per_worker:  # one machine without GPUs was looked at by the driver
-            checkup.run(cfg, channel, announce, sizes_of(cfg).least)
+            checkup.run(cfg, channel, announce, sizes_of(cfg).least, warnings.check)
         Trainer(cfg, channel, scratch).fit()
+        asked = ray.get(channel.asked.remote())
+        if asked.level is Level.LEAVE:  # after the last step in which the ranks could have heard it
+            warnings.wish = warnings.wish.joined(asked)
     except TrainingFailedError as error:
         overseer.stop()
         raise _as_ours(error, cfg, faults.last) from error
-    except ray.exceptions.RayError as error:  # the controller's own node is gone: nobody is left to ask a policy
+    except ray.exceptions.RayError as error:  # the controller or the hub is gone: nobody is left to ask a policy
         overseer.stop()
+        if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ray.exceptions.RayError):
+            raise  # a bug in our policies: a new start would only meet it again
         raise InfrastructureError(
             f"Ray's head or the controller of the training was lost ({type(error).__name__}: {error})",
             "start the same command again: the run goes on from its last checkpoint",
@@ -132,19 +139,19 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
 def _as_ours(error: TrainingFailedError, cfg: Config, last: dict[str, Any]) -> Exception:
     """The error to show: a worker's typed one, else its unexpected one, else the loss of workers."""
     code, reason = last.get("code", int(ExitCode.INFRASTRUCTURE)), last.get("reason", str(error))
+    if code == ExitCode.PREEMPTED:  # whatever the ranks died of meanwhile: their errors are no reason not to come back
+        return Preempted(reason, "start the same command again: it goes on from its last checkpoint")
     causes = [cause for _, cause in sorted(errors_of(error).items())]
     causes.append(getattr(error, "controller_failure", error))
     for cause in causes:
         if isinstance(cause, DiffuSSMError):
             return cause
-    if code == ExitCode.PREEMPTED:
-        return Preempted(reason, "start the same command again: it goes on from its last checkpoint")
     if code == ExitCode.ENVIRONMENT:
         return MissingError(
             f"out of memory: {reason}", "set a smaller train.micro_batch, or train.activation_checkpointing=true"
         )
-    if code == ExitCode.INTERNAL and isinstance(error, WorkerGroupError):
-        return RuntimeError(str(error))  # a bug: shown with the worker's traceback
+    if code == ExitCode.INTERNAL:
+        return RuntimeError(f"{reason}\n{error}")  # a bug: shown with the traceback of the worker or the controller
     return InfrastructureError(
         f"faults beyond the budget (cluster.max_failures={cfg.cluster.max_failures}): {reason}",
         "start the same command again: the run goes on from its last checkpoint",

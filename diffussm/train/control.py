@@ -33,8 +33,10 @@ class Level(IntEnum):
     NONE = 0
     REGROUP = 1
     """Leave after the next checkpoint: the group will be made anew with another size."""
-    LEAVE = 2
-    """Save now and leave before the deadline."""
+    MOVE = 2
+    """Save now and leave before the deadline: the group will be made anew on the nodes that stay."""
+    LEAVE = 3
+    """Save now and leave before the deadline: the whole job must go."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Wish:
     deadline_s: float = math.inf
     """Seconds since 1970 at which the process may be gone."""
     reason: str = ""
+
+    def joined(self, other: Wish) -> Wish:
+        """Both at once: the more urgent level and its reason, the earlier deadline. Of equals the first one speaks."""
+        level, reason = max((self.level, self.reason), (other.level, other.reason), key=lambda each: each[0])
+        return Wish(level, min(self.deadline_s, other.deadline_s), reason)
 
 
 class Control:
@@ -115,7 +122,7 @@ class Leaving:
         if wish.level is Level.REGROUP and not checkpoint:
             return
         save(at, wish.deadline_s)
-        kind = Preempted if wish.level is Level.LEAVE else Regroup
+        kind = Regroup if wish.level is Level.REGROUP else Preempted
         raise kind(f"{wish.reason}: saved at {at.images:,} images", "start the same command again")
 
 

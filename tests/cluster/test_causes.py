@@ -87,3 +87,11 @@ def test_the_watchdogs_verdict_outweighs_what_its_kill_left_behind() -> None:
 )
 def test_errors_of_the_controller(error: Exception, cause: Cause) -> None:
     assert diagnose(ControllerError(error), Evidence()).cause is cause
+
+
+def test_what_our_policies_say_after_a_hang_is_not_the_hang_again() -> None:
+    hung = Evidence(hang="rank 1 stands", hung_rank=1)
+    found = diagnose(ControllerError(Preempted("SIGTERM: asked to leave")), hung)
+    assert (found.cause, found.said) == (Cause.PREEMPTED, "SIGTERM: asked to leave")
+    assert diagnose(ControllerError(InfrastructureError("no nodes")), hung).cause is Cause.NO_NODES
+    assert diagnose(WorkerGroupError("", {0: ECHO}), hung).cause is Cause.HANG

@@ -64,6 +64,31 @@ def test_an_exception_never_loops(cause: Cause) -> None:
     assert after(fault(cause, images=160), fault(cause)).action is Action.STOP
 
 
+def test_a_start_that_fails_after_others_have_worked_is_no_users_error() -> None:
+    """Such as a device out of memory in the start after a hang: the run has shown that it can step."""
+    worked = fault(Cause.HANG, images=900_000, steps=50)
+    for cause in (Cause.EXCEPTION, Cause.MEMORY):
+        assert after(fault(cause, steps=0, images=900_000), worked).action is Action.RESTART
+        assert after(fault(cause, steps=0), fault(Cause.START, steps=0)).action is Action.STOP
+        again = fault(cause, steps=0, images=900_000)
+        assert after(again, worked, again).action is Action.STOP
+
+
+@pytest.mark.parametrize("cause", [*LOST, Cause.STORAGE, Cause.PREEMPTED, Cause.REGROUP, Cause.EXCEPTION, Cause.MEMORY])
+def test_a_job_that_was_asked_to_leave_makes_no_other_group(cause: Cause) -> None:
+    """Each would hear the same wish in its first step, with a deadline that has passed."""
+    for earlier in ([], [fault(cause, images=index) for index in range(20)]):
+        decision = decide(fault(cause), earlier, 4, FIXED, LIMITS, leaving="SIGTERM to the driver")
+        assert (decision.action, decision.code) == (Action.STOP, ExitCode.PREEMPTED)
+        assert ("SIGTERM" in decision.reason) == (cause is not Cause.PREEMPTED), "the ranks' own sentence has it"
+
+
+@pytest.mark.parametrize("cause", [Cause.USER, Cause.NONFINITE])
+def test_what_a_person_must_mend_is_said_even_when_leaving(cause: Cause) -> None:
+    decision = decide(fault(cause), [], 4, FIXED, LIMITS, leaving="SIGTERM to the driver")
+    assert decision == after(fault(cause))
+
+
 def test_leaving_in_order_costs_nothing() -> None:
     left = [fault(Cause.PREEMPTED, images=8 * n) for n in range(50)]
     assert after(fault(Cause.PREEMPTED), *left).action is Action.RESTART

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 
+from cluster.preempt import SIGNALS
 from cluster.stages import Stages
 from diffussm.config import dump
 from diffussm.config.schema import ClusterConfig, Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig
-from diffussm.errors import ConfigError, MissingError, StorageError
+from diffussm.errors import ConfigError, MissingError, Preempted, StorageError
+from diffussm.train.control import Level, Wish
 
 
 def config(tmp_path: Path, **changes: object) -> Config:
@@ -103,3 +109,43 @@ def test_local_places_become_absolute_and_buckets_stay(tmp_path: Path, monkeypat
     assert cfg.data.latents == "s3://bucket/l"
     assert cfg.data.images == f"{tmp_path}/pictures"
     assert cfg.data.cache == ""
+
+
+def test_a_warning_after_the_last_step_leaves_samples_to_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(self: Stages) -> None:
+        self.warnings.wish = Wish(Level.LEAVE, 1.0, "SIGTERM to the driver")
+
+    def sample(self: Stages, *args: object) -> None:
+        raise Worked
+
+    monkeypatch.setattr(Stages, "begin", lambda self: None)
+    monkeypatch.setattr(Stages, "train", train)
+    monkeypatch.setattr(Stages, "sample", sample)
+    with pytest.raises(Preempted, match="SIGTERM"):
+        Stages.of(config(tmp_path)).all()
+
+
+@pytest.mark.long
+def test_a_signal_while_ray_waits_ends_the_job_in_order(tmp_path: Path) -> None:
+    """Ray takes SIGTERM when it starts, and makes a SystemError of what a handler raises in one of its calls."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stages = Stages.of(config(tmp_path))
+    stages.warnings.install()
+
+    def wait_for_ever() -> None:
+        with stages.warnings.through_ray():
+            stages._connect(ray, {})
+            never = ray.remote(num_cpus=10_000)(lambda: None).remote()
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            while not ray.wait([never], timeout=0.5)[0]:
+                pass
+
+    try:
+        with pytest.raises(Preempted, match="SIGTERM"):
+            wait_for_ever()
+    finally:
+        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -53,6 +53,7 @@ def leave(level: Level, asked_rank: int, every_images: int) -> tuple[list[int], 
 @pytest.mark.world_size(2)
 def test_all_leave_after_the_same_step_and_wait_for_its_save(tmp_path: Path) -> None:
     assert leave(Level.LEAVE, 1, 800) == ([32], "Preempted", 32)
+    assert leave(Level.MOVE, 0, 800) == ([32], "Preempted", 32)
     assert leave(Level.REGROUP, 1, 80) == ([80], "Regroup", 80), "after the next regular checkpoint"
     assert leave(Level.NONE, 0, 80) == ([], "none", 400)
 
