@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from cluster import scoring
+from cluster import nodes, scoring
 from cluster.evaluate import JOURNAL, Job, Stopped, workers
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError
+from diffussm.evaluate.run import Result
 from diffussm.observe.events import Journal
 from diffussm.train.intervals import due
 
@@ -41,8 +44,9 @@ class Beside:
     """Evaluations while training goes on: hears of each saved checkpoint and never makes the training wait.
 
     One thread copies the weights of a checkpoint that is due, before the training deletes it; another evaluates them
-    one after another on Ray workers, as soon as the cluster has room for those. What is not done when the training
-    ends is done then; what a killed start leaves is done by the next.
+    one after another on Ray workers, as soon as the cluster has room for those, and stops when nodes go and the
+    training needs their place. What is not done when the training ends is done then; what a killed start leaves is done
+    by the next.
     """
 
     def __init__(self, cfg: Config, store: Store, announce: Callable[[dict[str, Any]], None]) -> None:
@@ -50,6 +54,7 @@ class Beside:
         self._saved: queue.Queue[int | None] = queue.Queue()
         self._todo: queue.Queue[int | None] = queue.Queue()
         self._stop, self._trained = threading.Event(), threading.Event()
+        self._looked, self._in_the_way = 0.0, False
         self._last = 0
         for images in scoring.kept(store):
             self._todo.put(images)
@@ -95,9 +100,8 @@ class Beside:
         while (images := self._todo.get()) is not None:
             place = scoring.kept_place(self._cfg, images)
             cfg = replace(self._cfg, sample=replace(self._cfg.sample, weights=place))
-            job = Job(cfg, self._store, None, say=lambda line: None, stop=self._stop)
             try:
-                result = job.on_ray(self._wait_for_room())
+                result = self._beside_training(cfg)
             except Stopped:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on and the error is shown
@@ -106,12 +110,38 @@ class Beside:
             scoring.release(self._store, images)
             self._announce({"kind": "evaluation", "line": result.line()} | result.record())
 
+    def _beside_training(self, cfg: Config) -> Result:
+        """The result of an evaluation that gives way when the training needs its place, and goes on in another.
+
+        Raises:
+            Stopped: the job ends.
+        """
+        while True:
+            count = self._wait_for_room()
+            job = Job(cfg, self._store, None, say=lambda line: None, stop=partial(self._must_stop, count))
+            try:
+                return job.on_ray(count)
+            except Stopped:  # its blocks are in the store
+                if self._stop.is_set():
+                    raise
+
+    def _must_stop(self, count: int) -> bool:
+        """Whether the job ends, or nodes went and `count` workers are in the training's way."""
+        now = time.monotonic()
+        if not self._trained.is_set() and now - self._looked >= LOOK_S:
+            self._looked = now
+            self._in_the_way = self._room() < count
+        return self._stop.is_set() or (self._in_the_way and not self._trained.is_set())
+
+    def _room(self) -> int:
+        """Workers that fit beside the training on the nodes that are there and stay."""
+        return room(nodes.total(nodes.usable(nodes.reached(nodes.nodes()), ())), self._cfg)
+
     def _wait_for_room(self) -> int:
         """How many workers fit beside the training; waits while there is room for none and the training goes on."""
-        import ray
-
         while not self._trained.is_set():
-            if count := room(ray.cluster_resources(), self._cfg):
+            if count := self._room():
+                self._looked, self._in_the_way = time.monotonic(), False
                 return count
             self._trained.wait(LOOK_S)
         if self._stop.is_set():

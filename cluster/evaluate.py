@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +49,8 @@ class Job:
     """File for the pictures; empty keeps none."""
     say: Callable[[str], None] = print
     progress: Progress = lambda done, total: None
-    stop: threading.Event | None = None
+    stop: Callable[[], bool] = lambda: False
+    """Asked now and then."""
     _done: int = 0
 
     def here(self) -> Result:
@@ -101,7 +101,7 @@ class Job:
 
     def check_stop(self) -> None:
         """Raise Stopped when asked to stop."""
-        if self.stop is not None and self.stop.is_set():
+        if self.stop():
             raise Stopped
 
     def _end(self, result: Result, key: str, plan: Plan) -> Result:
@@ -155,6 +155,7 @@ class Pool:
         self._make_actor = lambda: actor.remote(job.cfg, self._images)
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}
+        self._every: list[Any] = []
         self._start()
 
     def first_ready(self) -> tuple[int, str, Plan]:
@@ -221,12 +222,13 @@ class Pool:
                 self._start()
 
     def close(self) -> None:
-        """End all workers."""
-        for actor in [*self._idle, *self._starting.values()]:
+        """End all workers at once, those in the middle of a block too: somebody may wait for their place."""
+        for actor in self._every:
             self._ray.kill(actor)
 
     def _start(self) -> None:
         actor: Any = self._make_actor()
+        self._every.append(actor)
         self._starting[actor.ready.remote()] = actor
 
     def _wait(self, refs: Any) -> list[Any]:

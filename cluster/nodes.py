@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,14 @@ def usable(found: Iterable[Node], excluded: Collection[str]) -> list[Node]:
 def capacity(found: Iterable[Node], cpus: float, gpus: float) -> int:
     """Workers that these nodes hold at once when nobody else uses them. Pure."""
     return sum(_fit(node.resources, cpus, gpus) for node in found)
+
+
+def total(found: Iterable[Node]) -> dict[str, float]:
+    """The resources of these nodes together. Pure."""
+    summed: Counter[str] = Counter()
+    for node in found:
+        summed.update(node.resources)  # type: ignore[arg-type]  # a Counter adds floats as well
+    return dict(summed)
 
 
 def _fit(resources: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -62,6 +62,47 @@ def test_there_is_room_only_for_what_the_training_never_takes() -> None:
     assert room({"CPU": 41}, cfg) == 2
 
 
+def test_an_evaluation_gives_way_when_the_training_needs_its_place(
+    cfg: Config, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a group that lost a node would wait for the evaluation's CPUs until its start is given up."""
+    scoring.keep_weights(cfg, store, 4 * BATCH)
+    spare = [3, 1, 2]
+    """Room for an evaluation: at its start, after a node was lost, and when it is back."""
+    tried: list[int] = []
+
+    def on_ray(self: Job, count: int) -> Any:
+        tried.append(count)
+        while len(tried) == 1:
+            self.check_stop()
+        return FakeResult()
+
+    class FakeResult:
+        def line(self) -> str:
+            return "FD = 1"
+
+        def record(self) -> dict[str, Any]:
+            return {"images": 4 * BATCH}
+
+    monkeypatch.setattr("cluster.beside.LOOK_S", 0.0)
+    monkeypatch.setattr("cluster.beside.room", lambda resources, cfg: spare.pop(0) if spare else 2)
+    monkeypatch.setattr("cluster.nodes.nodes", list)
+    monkeypatch.setattr(Job, "on_ray", on_ray)
+    said: list[dict[str, Any]] = []
+    told = threading.Event()
+
+    def hear(record: dict[str, Any]) -> None:
+        said.append(record)
+        told.set()
+
+    beside = Beside(cfg, store, hear)
+    assert told.wait(60)
+    beside.close(finish=True)
+    assert tried == [3, 2]
+    assert [record["line"] for record in said] == ["FD = 1"]
+    assert scoring.kept(store) == []
+
+
 @pytest.mark.usefixtures("cluster")
 def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them(cfg: Config, store: Store) -> None:
     said: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.nodes import Node, capacity, reached, usable
+from cluster.nodes import Node, capacity, reached, total, usable
 from tests.distributed import free_port
 
 FOUND = [
@@ -33,3 +33,8 @@ def test_a_node_whose_raylet_takes_no_connection_is_dead_before_ray_says_so() ->
 @pytest.mark.parametrize(("cpus", "gpus", "workers"), [(1, 0, 11), (2, 0, 5), (4, 0, 2), (1, 1, 2), (0.1, 0, 110)])
 def test_workers_are_counted_node_by_node(cpus: float, gpus: float, workers: int) -> None:
     assert capacity(usable(FOUND, set()), cpus, gpus) == workers
+
+
+def test_resources_are_added_up() -> None:
+    assert total(usable(FOUND, set())) == {"CPU": 11.0, "GPU": 2.0}
+    assert total([]) == {}
