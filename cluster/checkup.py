@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from cluster import facts, nodes
-from cluster.facts import Facts
+from cluster.facts import Facts, Software
 from diffussm.config.schema import Config
 from diffussm.errors import MissingError
 
@@ -32,6 +32,8 @@ SKEW_S = 5.0
 SLOW = 3.0
 """A node this many times slower than the median is bad: every step would wait for it."""
 
+Announce = Callable[[dict[str, Any]], Any]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -44,8 +46,11 @@ class Problem:
     """The node must not be used; otherwise it is only told."""
 
 
-def problems(found: Mapping[str, Facts | str]) -> Iterator[Problem]:
-    """What is wrong, from the facts of each node by id; a text stands for a node that could not be looked at. Pure."""
+def problems(found: Mapping[str, Facts | str], software: Software) -> Iterator[Problem]:
+    """What is wrong, from the facts of each node by id; a text stands for a node that could not be looked at. Pure.
+
+    `software` is the driver's.
+    """
     looked = {node: each for node, each in found.items() if isinstance(each, Facts)}
     for node, each in found.items():
         if isinstance(each, str):
@@ -54,7 +59,10 @@ def problems(found: Mapping[str, Facts | str]) -> Iterator[Problem]:
         yield from (Problem(node, said) for said in _alone(each))
         if abs(each.skew_s) > SKEW_S:
             yield Problem(node, f"its clock is {each.skew_s:+.1f} s off the driver's", bad=False)
-    yield from _odd_software(looked)
+        yield from (Problem(node, said, bad=False) for said in each.unknown)
+        other = sorted(f"{name} {version}" for name, version in set(each.software) - set(software))
+        if each.software != software:
+            yield Problem(node, f"its software differs from the driver's: {', '.join(other) or 'something is absent'}")
     yield from _slow({n: each.matmul_s for n, each in looked.items()}, "a matrix product")
     yield from _slow({n: each.reduce_s for n, each in looked.items()}, "an all-reduce with its neighbours")
 
@@ -70,20 +78,6 @@ def _alone(each: Facts) -> Iterator[str]:
     yield from each.ill
 
 
-def _odd_software(looked: Mapping[str, Facts]) -> Iterator[Problem]:
-    """Nodes whose software differs from what most have; of two equal halves the one of the first node stays."""
-    counts = Counter(each.software for each in looked.values())
-    if len(counts) < 2:
-        return
-    usual = counts.most_common(1)[0][0]
-    for node, each in looked.items():
-        if each.software != usual:
-            other = sorted(f"{name} {version}" for name, version in set(each.software) - set(usual))
-            yield Problem(
-                node, f"its software differs from the other nodes': {', '.join(other) or 'something is absent'}"
-            )
-
-
 def _slow(seconds: Mapping[str, float | None], what: str) -> Iterator[Problem]:
     known = {node: value for node, value in seconds.items() if value is not None}
     if len(known) < 3:  # of two nodes nobody can say which is the odd one
@@ -95,44 +89,86 @@ def _slow(seconds: Mapping[str, float | None], what: str) -> Iterator[Problem]:
 
 
 def pairs(ids: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Two rounds in which each node meets its neighbours in a ring, so that a slow one is known by both. Pure."""
-    even = [(ids[i], ids[i + 1]) for i in range(0, len(ids) - 1, 2)]
-    odd = [(ids[i], ids[(i + 1) % len(ids)]) for i in range(1, len(ids), 2)] if len(ids) > 2 else []
-    return [each for each in (even, odd) if each]
+    """Rounds in which each node meets both its neighbours in a ring, so that a slow one is known by both. Pure."""
+    ring = [(ids[i], ids[(i + 1) % len(ids)]) for i in range(len(ids) if len(ids) > 2 else len(ids) - 1)]
+    closing = [ring.pop()] if len(ids) > 2 and len(ids) % 2 else []  # of an odd ring the last pair has no round yet
+    return [each for each in (ring[0::2], ring[1::2], closing) if each]
 
 
-def run(
-    cfg: Config, hub: Any, announce: Callable[[dict[str, Any]], None], least: int, check: Callable[[], None]
-) -> None:  # fmt: skip
-    """Look at all usable nodes that could hold a worker, tell what is wrong, and exclude bad ones.
+class Preflight:
+    """Looks at nodes and notes in the hub which may hold workers: all at first, later each that comes.
 
-    Args:
-        cfg: the run's config.
-        hub: where excluded nodes are noted.
-        announce: told each problem.
-        least: workers that must remain.
-        check: called while nodes are waited for; what it raises ends the preflight.
-
-    Raises:
-        MissingError: without the bad nodes fewer than `least` workers could be placed.
+    From `run` on a node that was not looked at holds no worker.
     """
-    cpus, gpus = cfg.cluster.cpus_per_worker, cfg.cluster.gpus_per_worker
-    usable = [node for node in nodes.usable(nodes.nodes(), set()) if nodes.capacity([node], cpus, gpus)]
-    wrong = list(problems(look(cfg, usable, check)))
-    address = {node.id: node.address for node in usable}
-    for each in wrong:
-        what = "bad node" if each.bad else "node"
-        announce({"kind": "event", "event": what, "node": address[each.node], "reason": each.said})
-    bad = {each.node for each in wrong if each.bad}
-    left = nodes.capacity([node for node in usable if node.id not in bad], cpus, gpus)
-    if bad and left < least:
-        said = "; ".join(f"{address[each.node]}: {each.said}" for each in wrong if each.bad)
-        raise MissingError(
-            f"preflight: {said}; without these nodes {left} of at least {least} workers can be placed",
-            "mend or replace the nodes, or set a smaller cluster.min_workers",
-        )
-    if bad:
-        ray.get(hub.exclude.remote(bad))
+
+    def __init__(self, cfg: Config, hub: Any) -> None:
+        self._cfg, self._hub = cfg, hub
+        self._facts: dict[str, Facts | str] = {}
+        self._is_done = False
+        self._thread: threading.Thread | None = None
+
+    def run(self, announce: Announce, least: int, check: Callable[[], None]) -> None:
+        """Look at all usable nodes that could hold a worker, tell what is wrong, and leave bad ones out.
+
+        Args:
+            announce: told each problem.
+            least: workers that must remain.
+            check: called while nodes are waited for; what it raises ends the preflight.
+
+        Raises:
+            MissingError: without the bad nodes fewer than `least` workers could be placed.
+        """
+        cluster = self._cfg.cluster
+        able = self._able(nodes.nodes())
+        found = look(self._cfg, able, check)
+        if len(able) > 1:
+            found = _with_reduces(found, check)
+        wrong = self._judge(able, found, announce)
+        bad = {each.node for each in wrong}
+        left = [node for node in able if node.id not in bad]
+        room = nodes.capacity(left, cluster.cpus_per_worker, cluster.gpus_per_worker)
+        if bad and room < least:
+            address = {node.id: node.address for node in able}
+            said = "; ".join(f"{address[each.node]}: {each.said}" for each in wrong)
+            raise MissingError(
+                f"preflight: {said}; without these nodes {room} of at least {least} workers can be placed",
+                "mend or replace the nodes, or set a smaller cluster.min_workers",
+            )
+        self._is_done = True
+
+    def look_at_new(self, found: Iterable[nodes.Node]) -> None:
+        """Begin to look at nodes that came since, in a thread; returns at once. Does nothing before `run` is done.
+
+        Their all-reduces are not measured: whom they would meet is at work.
+        """
+        fresh = [node for node in self._able(found) if node.id not in self._facts]
+        if not self._is_done or not fresh or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(target=self._admit, args=(fresh,), name="preflight", daemon=True)
+        self._thread.start()
+
+    def _admit(self, fresh: list[nodes.Node]) -> None:
+        self._judge(fresh, look(self._cfg, fresh, lambda: None), self._hub.tell.remote)
+
+    def _able(self, found: Iterable[nodes.Node]) -> list[nodes.Node]:
+        """Usable nodes that could hold a worker."""
+        cluster = self._cfg.cluster
+        cpus, gpus = cluster.cpus_per_worker, cluster.gpus_per_worker
+        return [node for node in nodes.usable(found, ()) if nodes.capacity([node], cpus, gpus)]
+
+    def _judge(
+        self, looked_at: Sequence[nodes.Node], found: dict[str, Facts | str], announce: Announce
+    ) -> list[Problem]:  # fmt: skip
+        """Tell what is wrong with these nodes, beside those that were looked at before; the problems of bad ones."""
+        self._facts |= found
+        wrong = [each for each in problems(self._facts, facts.software()) if each.node in found]
+        address = {node.id: node.address for node in looked_at}
+        for each in wrong:
+            what = "bad node" if each.bad else "node"
+            announce({"kind": "event", "event": what, "node": address[each.node], "reason": each.said})
+        bad = [each for each in wrong if each.bad]
+        ray.get(self._hub.admit.remote(set(found) - {each.node for each in bad}))
+        return bad
 
 
 def look(cfg: Config, usable: Sequence[nodes.Node], check: Callable[[], None]) -> dict[str, Facts | str]:
@@ -147,8 +183,7 @@ def look(cfg: Config, usable: Sequence[nodes.Node], check: Callable[[], None]) -
     late = _wait(list(asked), check)
     for each, id_ in asked.items():
         found[id_] = f"no answer within {TIMEOUT_S:.0f} s" if each in late else _result(each)
-    found = {n: f.held_against(began, time.time()) if isinstance(f, Facts) else f for n, f in found.items()}
-    return _with_reduces(found, check) if len(usable) > 1 else found
+    return {n: f.held_against(began, time.time()) if isinstance(f, Facts) else f for n, f in found.items()}
 
 
 def _with_reduces(found: dict[str, Facts | str], check: Callable[[], None]) -> dict[str, Facts | str]:

@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import nodes
 from cluster.causes import diagnose, errors_of
-from cluster.policy import Action, Decision, Fault, Limits, Sizes, decide
+from cluster.policy import SUSPECT, Action, Decision, Fault, Limits, Sizes, decide, suspects
 from cluster.preempt import AGAIN, ASKED
 from diffussm.config.plan import smaller_sizes
 from diffussm.config.schema import Config
@@ -42,10 +42,22 @@ def sizes_of(cfg: Config) -> Sizes:
     return Sizes(wanted, cfg.cluster.min_workers or wanted, smaller_sizes(cfg))
 
 
-def capacity_for(cfg: Config, excluded: set[str]) -> int:
-    """Workers of this config that the cluster's usable nodes could hold."""
-    usable = nodes.usable(nodes.reached(nodes.nodes()), excluded)
-    return nodes.capacity(usable, cfg.cluster.cpus_per_worker, cfg.cluster.gpus_per_worker)
+def places_for(cfg: Config, hub: Any) -> tuple[int, set[str]]:
+    """Workers of this config that the cluster's usable nodes could hold, and nodes that must hold none.
+
+    Suspect nodes are among those as long as the others can hold as large a group.
+    """
+    found = nodes.reached(nodes.nodes())
+    barred: set[str] = ray.get(hub.barred.remote({node.id for node in found if node.alive}))
+    spared = barred | ray.get(hub.suspects.remote())
+
+    def room(without: set[str]) -> int:
+        usable = nodes.usable(found, without)
+        return nodes.capacity(usable, cfg.cluster.cpus_per_worker, cfg.cluster.gpus_per_worker)
+
+    fitting = sizes_of(cfg).fitting
+    chosen = spared if fitting(room(spared)) == fitting(room(barred)) else barred
+    return room(chosen), chosen
 
 
 class OurFailurePolicy(FailurePolicy):
@@ -62,12 +74,16 @@ class OurFailurePolicy(FailurePolicy):
         lost = frozenset(node.id for node in nodes.reached(nodes.nodes()) if not node.alive)
         evidence, images, steps = ray.get(self.hub.evidence.remote())
         found = diagnose(training_failed_error, replace(evidence, lost_nodes=lost))
-        fault = Fault(found, images, steps, time.time())
+        node = "" if found.rank is None else evidence.node_of_rank.get(found.rank, "")
+        fault = Fault(found, images, steps, time.time(), node)
         attempt = ray.get(self.hub.group.remote()).attempt
-        room = capacity_for(self.cfg, ray.get(self.hub.excluded.remote()))
+        room, _ = places_for(self.cfg, self.hub)
         limits = Limits(self.cfg.cluster.max_failures, self.cfg.cluster.failure_window_s)
         decision = decide(fault, self.history, room, sizes_of(self.cfg), limits, reason_to_leave(self.hub))
         self.history.append(fault)
+        for each in ray.get(self.hub.suspect.remote(suspects(self.history, limits))):
+            said = f"ranks failed on it {SUSPECT} times: others are preferred"
+            self.hub.tell.remote({"kind": "event", "event": "bad node", "node": each, "reason": said})
         if decision.wait_s:
             self.hub.hold.remote(time.time() + decision.wait_s)
         ray.get(self.hub.tell.remote(_record(fault, decision, training_failed_error) | {"attempt": attempt}))
@@ -104,6 +120,7 @@ class OurScalingPolicy(ScalingPolicy):
         super().__init__(scaling)
         self.cfg, self.hub = cfg, hub
         self._waiting_since: float | None = None
+        self._barred: set[str] = set()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """The next group's size, or not yet.
@@ -116,7 +133,8 @@ class OurScalingPolicy(ScalingPolicy):
             raise Preempted(f"{reason}: {ASKED}", AGAIN)
         if time.time() < ray.get(self.hub.held_until.remote()):
             return self._not_yet()
-        size = sizes_of(self.cfg).fitting(capacity_for(self.cfg, ray.get(self.hub.excluded.remote())))
+        room, self._barred = places_for(self.cfg, self.hub)
+        size = sizes_of(self.cfg).fitting(room)
         if not size:
             self._give_up_in_the_end()
             return self._not_yet()
@@ -131,9 +149,8 @@ class OurScalingPolicy(ScalingPolicy):
     def on_controller_start_worker_group(
         self, *, scaling_config: ScalingConfig, num_workers: int
     ) -> dict[str, str] | None:
-        """Labels that a worker's node must have: not to be an excluded one."""
-        excluded = sorted(ray.get(self.hub.excluded.remote()))
-        return {NODE_LABEL: f"!in({','.join(excluded)})"} if excluded else None
+        """Labels that a worker's node must have: not to be one that must hold none."""
+        return {NODE_LABEL: f"!in({','.join(sorted(self._barred))})"} if self._barred else None
 
     def _not_yet(self) -> ScalingDecision:
         time.sleep(LOOK_S)  # the controller asks again at once, without a pause of its own

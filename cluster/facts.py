@@ -25,6 +25,9 @@ ROUNDS = 5
 """Of these the best counts: what disturbs makes slower, never faster."""
 REDUCE_BYTES = 4 << 20
 
+Software = tuple[tuple[str, str], ...]
+"""Names and versions."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -33,7 +36,7 @@ class Facts:
     address: str
     port: int
     """A port that was free there a moment ago, for a meeting with another node."""
-    software: tuple[tuple[str, str], ...]
+    software: Software
     scratch: str
     disk_bytes: int
     shared_memory_bytes: int
@@ -44,6 +47,8 @@ class Facts:
     matmul_s: float
     ill: tuple[str, ...] = ()
     """Things found wrong: storage, data, GPUs."""
+    unknown: tuple[str, ...] = ()
+    """Things that could not be looked at."""
     reduce_s: float | None = None
     skew_s: float = 0.0
     """Its clock less the driver's, as far as question and answer prove it."""
@@ -64,7 +69,7 @@ def look(cfg: Config, gpus_wanted: int) -> Facts:
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    gpus, ill = _gpus() if gpus_wanted else (0, [])
+    gpus, ill, unknown = _gpus() if gpus_wanted else (0, [], [])
     return Facts(
         address=ray.util.get_node_ip_address(),
         port=port,
@@ -77,10 +82,11 @@ def look(cfg: Config, gpus_wanted: int) -> Facts:
         gpus_wanted=gpus_wanted,
         matmul_s=matmul_seconds(gpus_wanted > 0),
         ill=(*ill, *_storage(cfg)),
+        unknown=tuple(unknown),
     )
 
 
-def software() -> tuple[tuple[str, str], ...]:
+def software() -> Software:
     """Names and versions of what must be the same everywhere."""
     found = [("python", ".".join(map(str, sys.version_info[:3])))]
     for name in PACKAGES:
@@ -158,14 +164,14 @@ def _storage(cfg: Config) -> list[str]:
     return wrong
 
 
-def _gpus() -> tuple[int, list[str]]:
-    """GPUs that answer, and what NVIDIA's management library says against them (if it is installed)."""
+def _gpus() -> tuple[int, list[str], list[str]]:
+    """GPUs that answer, what NVIDIA's management library says against them, and what it could not be asked."""
     import torch
 
     try:
-        import pynvml  # type: ignore[import-not-found]  # optional: nvidia-ml-py
+        import pynvml  # type: ignore[import-not-found]  # optional: the extra `gpu`
     except ImportError:
-        return torch.cuda.device_count(), []
+        return torch.cuda.device_count(), [], ["memory errors of its GPUs are not looked at: pip install nvidia-ml-py"]
     wrong = []
     pynvml.nvmlInit()
     try:
@@ -181,4 +187,4 @@ def _gpus() -> tuple[int, list[str]]:
                 wrong.append(f"GPU {index}: {errors} uncorrected memory errors since it was started")
     finally:
         pynvml.nvmlShutdown()
-    return torch.cuda.device_count(), wrong
+    return torch.cuda.device_count(), wrong, []

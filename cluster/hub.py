@@ -56,7 +56,8 @@ class Hub:
         self._messages: list[dict[str, Any]] = []
         self._wish = Wish()
         self._group = Group(0, time.time())
-        self._excluded: set[str] = set()
+        self._good: set[str] | None = None
+        self._suspects: set[str] = set()
         self._not_before = 0.0
 
     def tell(self, record: dict[str, Any]) -> None:
@@ -130,13 +131,22 @@ class Hub:
         evidence = Evidence(node_of_rank=nodes, hang=self._group.hang, hung_rank=self._group.hung_rank)
         return evidence, images, steps
 
-    def exclude(self, nodes: set[str]) -> None:
-        """Nodes that must not be used."""
-        self._excluded |= nodes
+    def admit(self, nodes: set[str]) -> None:
+        """Nodes that were looked at and are good. From the first call on no other may be used."""
+        self._good = (self._good or set()) | nodes
 
-    def excluded(self) -> set[str]:
-        """Nodes that must not be used."""
-        return self._excluded
+    def barred(self, nodes: set[str]) -> set[str]:
+        """Those of these nodes that must not be used: they were found bad, or are not looked at yet."""
+        return set() if self._good is None else nodes - self._good
+
+    def suspect(self, nodes: set[str]) -> set[str]:
+        """From now on these nodes are used only where there are no others as good; those that are new to the list."""
+        fresh, self._suspects = nodes - self._suspects, nodes
+        return fresh
+
+    def suspects(self) -> set[str]:
+        """Nodes on which ranks failed again and again."""
+        return self._suspects
 
     def hold(self, until: float) -> None:
         """No group starts before this time, seconds since 1970."""

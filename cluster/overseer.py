@@ -38,10 +38,11 @@ class Overseer:
     """Runs from `start` to `stop`. What it hears goes to `announce` and `on_fault`, in its own thread."""
 
     def __init__(
-        self, cfg: Config, hub: Any, warnings: Warnings, announce: Announce, on_fault: Announce, on_places: OnPlaces
+        self, cfg: Config, hub: Any, warnings: Warnings, announce: Announce, on_fault: Announce, on_places: OnPlaces,
+        on_nodes: Callable[[list[nodes.Node]], None] = lambda found: None,
     ) -> None:  # fmt: skip
         self.cfg, self.hub, self.warnings = cfg, hub, warnings
-        self.announce, self.on_fault, self.on_places = announce, on_fault, on_places
+        self.announce, self.on_fault, self.on_places, self.on_nodes = announce, on_fault, on_places, on_nodes
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
         self._told = 0
@@ -124,6 +125,7 @@ class Overseer:
         self._duty("look for drained nodes", self._look_for_drains, group, found)
         self._duty("tell where the ranks are", self._tell_places, group)
         self._duty("look for stragglers", self._tell_stragglers, group)
+        self._duty("look at new nodes", self.on_nodes, found)
         self._duty("look for more nodes", self._look_for_room, group, found)
         self._duty("look for hangs", self._look_for_hang, group)
 
@@ -169,7 +171,7 @@ class Overseer:
             self._say({"kind": "event", "event": "straggler", "times the median": said})
 
     def _capacity(self, found: list[nodes.Node]) -> int:
-        usable = nodes.usable(found, ray.get(self.hub.excluded.remote()))
+        usable = nodes.usable(found, ray.get(self.hub.barred.remote({node.id for node in found})))
         return nodes.capacity(usable, self.cfg.cluster.cpus_per_worker, self.cfg.cluster.gpus_per_worker)
 
     def _size(self, staying: list[nodes.Node]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,8 @@ class Fault:
     """Steps that this group completed."""
     at_s: float
     """When, on any clock that all faults share."""
+    node: str = ""
+    """Id of the guilty rank's node, if it is known."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class Limits:
 
 PATIENCE = {Cause.STORAGE: 4, Cause.MEMORY: 1, Cause.EXCEPTION: 1}
 """Budgets that differ: how many times cluster.max_failures (STORAGE: each try waits), or a number of their own."""
+
+OF_NODES = frozenset({Cause.WORKER, Cause.HANG, Cause.EXCEPTION})
+"""Causes that a node's bad device, memory or disk may be behind."""
+SUSPECT = 2
+"""Such faults of one node after which others are preferred."""
 
 FREE = frozenset({Cause.PREEMPTED, Cause.REGROUP})
 """Causes that cost no budget: the ranks saved and left in order."""
@@ -145,6 +153,13 @@ def should_grow(present: int, capacity: int, sizes: Sizes) -> int:
     """The larger size a running group of `present` workers should take at its next checkpoint, or 0."""
     size = sizes.fitting(capacity)
     return size if size > present else 0
+
+
+def suspects(faults: Sequence[Fault], limits: Limits) -> set[str]:
+    """Nodes whose ranks failed again and again within the window. The last fault is the newest."""
+    recent = [each for each in faults if each.diagnosis.cause in OF_NODES and _is_recent(each, faults[-1], limits)]
+    counts = Counter(each.node for each in recent if each.node)
+    return {node for node, count in counts.items() if count >= SUSPECT}
 
 
 def _reason_not_to_repeat(fault: Fault, earlier: Sequence[Fault]) -> str:

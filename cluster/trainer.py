@@ -12,8 +12,9 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from cluster import checkup, hub, worker
+from cluster import hub, worker
 from cluster.causes import errors_of
+from cluster.checkup import Preflight
 from cluster.controller import OurFailurePolicy, OurScalingPolicy, sizes_of
 from cluster.env import RANK_PROCESS
 from cluster.hub import Place
@@ -109,12 +110,15 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
     warnings = warnings or Warnings(cfg.cluster.grace_s)
     channel = hub.make()
     faults = Faults(cfg, announce)
-    overseer = faults.overseer = Overseer(cfg, channel, warnings, announce, faults.fault, faults.places)
+    preflight = Preflight(cfg, channel)
+    overseer = faults.overseer = Overseer(
+        cfg, channel, warnings, announce, faults.fault, faults.places, preflight.look_at_new
+    )
     overseer.start()
     warnings.heard_by_training = True
     try:
         if cfg.cluster.address or cfg.cluster.gpus_per_worker:  # one machine without GPUs was looked at by the driver
-            checkup.run(cfg, channel, announce, sizes_of(cfg).least, warnings.check)
+            preflight.run(announce, sizes_of(cfg).least, warnings.check)
         Trainer(cfg, channel, scratch).fit()
         asked = ray.get(channel.asked.remote())
         if asked.level is Level.LEAVE:  # after the last step in which the ranks could have heard it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import ray
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
@@ -114,11 +115,30 @@ def test_a_bug_in_the_controller_is_no_reason_to_try_other_machines(scene: Scene
     assert "KeyError" in str(shown)
 
 
-def test_excluded_nodes_are_not_counted_and_their_label_is_refused(scene: Scene) -> None:
+def label(scene: Scene) -> dict[str, str] | None:
     scaling = scene.scaling
-    label = scaling.on_controller_start_worker_group(scaling_config=scaling.scaling_config, num_workers=2)
-    assert label is None
-    scene.hub.exclude({"b"})
-    assert isinstance(scaling.make_decision_for_non_running_worker_group(), NoopDecision)
-    label = scaling.on_controller_start_worker_group(scaling_config=scaling.scaling_config, num_workers=2)
-    assert label == {"ray.io/node-id": "!in(b)"}
+    return scaling.on_controller_start_worker_group(scaling_config=scaling.scaling_config, num_workers=2)
+
+
+def test_barred_nodes_are_not_counted_and_their_label_is_refused(scene: Scene) -> None:
+    assert isinstance(scene.scaling.make_decision_for_non_running_worker_group(), ResizeDecision)
+    assert label(scene) is None
+    scene.hub.admit({"a"})
+    assert isinstance(scene.scaling.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert label(scene) == {"ray.io/node-id": "!in(b)"}
+
+
+def test_a_node_whose_ranks_fail_again_and_again_is_left_out_while_others_can_hold_the_group(scene: Scene) -> None:
+    spare = Node("c", True, "c", {"CPU": 1.0})
+    died = ray.exceptions.RayActorError(None, "The actor is dead because its worker process has died.")
+    for times in range(2):
+        scene.scaling.make_decision_for_non_running_worker_group()
+        assert label(scene) is None, times
+        scene.begin()
+        scene.failure.make_decision(WorkerGroupError("", {1: died}))
+    assert [record["node"] for record in scene.hub.take() if record["event"] == "bad node"] == ["b"]
+    scene.scaling.make_decision_for_non_running_worker_group()
+    assert label(scene) is None, "without it the group would be smaller"
+    scene.found = [*scene.found, spare]
+    scene.scaling.make_decision_for_non_running_worker_group()
+    assert label(scene) == {"ray.io/node-id": "!in(b)"}

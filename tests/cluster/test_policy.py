@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.causes import Cause, Diagnosis
-from cluster.policy import Action, Decision, Fault, Limits, Sizes, decide, should_grow
+from cluster.policy import Action, Decision, Fault, Limits, Sizes, decide, should_grow, suspects
 from diffussm.errors import ExitCode
 
 LIMITS = Limits(max_failures=2, window_s=100)
@@ -126,3 +126,13 @@ def test_a_group_grows_only_to_a_larger_legal_size(present: int, capacity: int, 
 
 def test_no_budget_means_no_second_start() -> None:
     assert decide(fault(Cause.WORKER), [], 4, FIXED, Limits(0, 100)).action is Action.STOP
+
+
+def test_a_node_is_suspect_after_two_recent_faults_of_its_own() -> None:
+    def on(node: str, cause: Cause = Cause.WORKER, at_s: float = 0.0) -> Fault:
+        return Fault(Diagnosis(cause, 1, "said"), 80, 10, at_s, node)
+
+    assert suspects([on("a"), on("b"), on("a", Cause.HANG)], LIMITS) == {"a"}
+    assert suspects([on("a"), on("b")], LIMITS) == set()
+    assert suspects([on("a"), on("a", at_s=200)], LIMITS) == set(), "forgotten"
+    assert suspects([on("a", Cause.STORAGE), on("a", Cause.PREEMPTED), on("", Cause.WORKER)], LIMITS) == set()
