@@ -166,7 +166,7 @@ def _open(cfg: Config, ranks: Ranks, rank_batch: int, scratch: Path, position: i
         raise DataError(f"data.latents: {made.number} images are too few for {ranks.nodes} nodes", "use fewer nodes")
     # Names must be new in each start of the worker group: what killed processes left behind is then never met.
     names = everyone((_FIRST_PREFIX + secrets.randbelow(1 << 31), str(scratch)))
-    prefix, folder = names[0][0], names[ranks.leader][1]
+    prefix, folder = names[ranks.leader]  # each node its own: several may share one /dev/shm, as on one host
     ahead = _images_ahead(cfg, ranks, rank_batch)
     if is_remote(place):
         # One cache folder holds shards of one index only, so that shards of other latents are never taken for these.
