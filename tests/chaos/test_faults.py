@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +24,11 @@ import pytest
 
 from cluster.chaos.compare import Comparison, compare
 from cluster.preempt import Warnings
+from diffussm.checkpoint.store import open_store
+from diffussm.config import dump
 from diffussm.config.schema import Config
-from diffussm.errors import DiffuSSMError, Preempted
+from diffussm.errors import DiffuSSMError, ExitCode, Preempted
+from diffussm.observe.events import DRIVER, read_journal
 from diffussm.train.control import Level, Wish
 from tests.chaos.nodes import Nodes
 from tests.runs import BATCH, metrics, tiny_run
@@ -130,13 +136,38 @@ def test_a_stopped_rank_is_named_with_its_phase_and_the_group_restarted(calm: Co
     assert held_against(calm, cfg).bit_equal
 
 
-def test_an_exception_in_the_first_step_never_loops(calm: Config) -> None:
-    cfg = named(calm, "wrong")
+def test_a_wrong_setting_never_loops(calm: Config) -> None:
+    cfg = named(calm, "refused")
     cfg.model = replace(cfg.model, backend="no-such-backend")
     said: list[Record] = []
     with pytest.raises(DiffuSSMError):
         fit(cfg, said.append)
     assert [(f["cause"], f["decision"]) for f in failures(said)] == [("user's error", "stop")]
+
+
+@pytest.mark.long
+def test_an_exception_in_the_first_step_never_loops(calm: Config, tmp_path: Path) -> None:
+    """The whole job, with a user's bug in a copy of the code."""
+    source = Path(__file__).parents[2]
+    for package in ("diffussm", "cluster"):
+        shutil.copytree(source / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    step = tmp_path / "diffussm" / "train" / "step.py"
+    head, line, tail = step.read_text().partition("    noisy = process.q_sample(")
+    assert line
+    step.write_text(f"{head}    {{}}['a key of a user']\n{line}{tail}")
+    cfg = named(calm, "wrong")
+    (tmp_path / "config.yaml").write_text(dump(cfg))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "cluster.driver", "--only", "train", str(tmp_path / "config.yaml")],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.INTERNAL, done.stderr[-4000:]
+    assert "KeyError: 'a key of a user'" in done.stderr
+    said = read_journal(open_store(str(Path(cfg.storage, cfg.name))), DRIVER)
+    (failure,) = [record for record in said if record["event"] == "failure"]
+    assert (failure["cause"], failure["decision"]) == ("exception", "stop")
+    assert "before the first step was done" in failure["reason"]
+    assert not Path(cfg.storage, cfg.name, "attempts", "2").exists()
 
 
 def test_a_warning_makes_all_ranks_save_and_the_next_start_goes_on_at_that_step(calm: Config) -> None:
@@ -171,5 +202,20 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_lets_it_grow_again(calm: Co
     assert sizes == [2, 1, 2], [record for record in said if record["kind"] != "progress"]
     causes = [(f["cause"], f["decision"]) for f in failures(said)]
     assert causes == [("node lost", "shrink"), ("regroup", "grow")]
+    result = held_against(calm, cfg)
+    assert result.equal, str(result)
+
+
+@pytest.mark.long
+def test_the_ranks_leave_a_drained_node_in_time_and_the_others_go_on(calm: Config, nodes: Nodes) -> None:
+    """SIGTERM to a node's `ray start --block`, as an eviction sends it."""
+    nodes.wait(2)
+    cfg = named(calm, "drained", min_workers=1)
+    said = fit(cfg, once_at(50 * BATCH, lambda: nodes.warn(pids(cfg)[1])))
+    assert [(f["cause"], f["decision"]) for f in failures(said)] == [("preemption", "shrink")]
+    starts = [record for record in said if record.get("event") in ("started", "resumed")]
+    assert [record["world_size"] for record in starts] == [2, 1]
+    left = max(record["images"] for record in metrics(cfg) if record["attempt"] == 1)
+    assert starts[1]["images"] == left, "no step is lost"
     result = held_against(calm, cfg)
     assert result.equal, str(result)
