@@ -13,7 +13,7 @@ from diffussm.naming import is_remote
 from launch import store
 from launch.estimate import Estimator
 from launch.kubernetes.grace import grace
-from launch.kubernetes.places import read_by_job, read_for_latents, unseen
+from launch.kubernetes.places import read_by_job, read_for_latents, unseen, unwritable
 from launch.latent import latent
 from launch.target import Submission
 
@@ -94,7 +94,7 @@ def places(cfg: Config, target: str) -> Check:
     """All nodes of a job see the run's place and the latents."""
     local = [place for place in read_by_job(cfg).values() if not is_remote(place)]
     if target == "kubernetes":
-        hidden = unseen(cfg, read_by_job(cfg))
+        hidden = [*unseen(cfg, read_by_job(cfg)), *unwritable(cfg)]
         return Check("places", not hidden, "; ".join(hidden) or "pods see all of them", "name places in a bucket")
     try:
         nodes, _ = layout(cfg)
@@ -111,7 +111,8 @@ def bucket(submission: Submission, target: str) -> Check:
     try:
         found = store.ask("check", submission.root, cfg.data.latents)
     except DiffuSSMError as error:
-        if target == "kubernetes" and cfg.kubernetes.env_from_secrets:  # the pods have rights that this machine lacks
+        # The pods have rights of their own, which this machine may lack.
+        if target == "kubernetes" and (cfg.kubernetes.env_from_secrets or cfg.kubernetes.service_account):
             return Check("bucket", True, f"cannot be looked at from here: {error.message}")
         return Check("bucket", False, error.message, error.remedy)
     made = found["latents"]

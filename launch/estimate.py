@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffussm.config.machines import Machine, machine
-from diffussm.config.plan import Batching, is_legal, why_illegal
+from diffussm.config.plan import Batching, is_legal, layout, most_on_a_node, why_illegal
 from diffussm.config.rules import snapshot_interval
 from diffussm.config.schema import Config, Precision, SnapshotDtype
 from diffussm.model.counts import Counts, count
@@ -123,21 +123,21 @@ class Estimator:
     def snapshot_bytes(self) -> int:
         """Snapshots of the power averages that are in the store at the end."""
         train = self.cfg.train
-        number = train.images // snapshot_interval(self.cfg) if train.power_ema else 0
+        number = math.ceil(train.images / snapshot_interval(self.cfg)) if train.power_ema else 0  # the last at the end
         number = min(number, train.keep_ema_snapshots or number)
         size = 4 if train.ema_snapshot_dtype is SnapshotDtype.fp32 else 2
         return number * len(train.power_ema) * size * self.counts().parameters
 
     def nodes(self, workers: int) -> int:
-        """Nodes that hold so many workers: as many on each as the config says, else as many as a node has GPUs."""
-        each = self.cfg.cluster.workers_per_node or (self.cfg.plan.gpus_per_node if self.card else workers)
+        """Nodes to recommend for so many workers: as many on each as the config says, else as its GPUs take."""
+        each = self.cfg.cluster.workers_per_node or most_on_a_node(self.cfg) or workers
         return math.ceil(workers / each)
 
     def configured(self) -> Layout:
-        """The layout that the config asks for."""
+        """The layout that the config asks for, as every target is given it. Raises ConfigError as `layout`."""
         train, workers = self.cfg.train, self.cfg.cluster.workers
         micro = train.micro_batch or train.global_batch // workers
-        return Layout(workers, self.nodes(workers), train.zero_stage, micro, train.activation_checkpointing)
+        return Layout(workers, layout(self.cfg)[0], train.zero_stage, micro, train.activation_checkpointing)
 
     def estimate(self, layout: Layout) -> Estimate:
         """What `layout` costs."""

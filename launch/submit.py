@@ -83,8 +83,8 @@ def submit(submission: Submission, to: Target) -> str:
     if failed:
         raise ConfigError("\n".join(each.what + ": " + each.found for each in failed), _remedies(failed))
     number = to.submit(submission)
-    elsewhere = submission.cfg.kubernetes.namespace
-    where = f" kubernetes.namespace={elsewhere}" if to.name == "kubernetes" and elsewhere != "default" else ""
+    # By its name alone a run is looked for in the namespace of the context, which may be another.
+    where = f" kubernetes.namespace={submission.cfg.kubernetes.namespace}" if to.name == "kubernetes" else ""
     return f"{submission.cfg.name}  job {number} on {to.name}; diffussm status {submission.cfg.name}{where}"
 
 

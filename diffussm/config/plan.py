@@ -213,7 +213,7 @@ def layout(cfg: Config) -> tuple[int, int]:
         said = f"cluster.workers_per_node={each}" if cfg.cluster.workers_per_node else f"cluster.workers={each}"
         raise ConfigError(
             f"{said}: found {gpus} GPUs on one node; allowed: plan.gpus_per_node={there}",
-            f"set cluster.workers_per_node={max(1, int(there / cfg.cluster.gpus_per_worker))}, or "
+            f"set cluster.workers_per_node={most_on_a_node(cfg) or 1}, or "
             f"plan.gpus_per_node={gpus} if your nodes have so many",
         )
     if workers % each:
@@ -223,6 +223,12 @@ def layout(cfg: Config) -> tuple[int, int]:
             f"set cluster.workers={workers // each * each or each} or {(workers // each + 1) * each}",
         )
     return workers // each, each
+
+
+def most_on_a_node(cfg: Config) -> int:
+    """Workers that the GPUs of one node take; 0: they need none, and any number fits."""
+    gpus = cfg.cluster.gpus_per_worker
+    return int(cfg.plan.gpus_per_node / gpus) if gpus else 0
 
 
 def resized(cfg: Config, to: Size) -> Config:

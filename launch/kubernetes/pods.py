@@ -6,6 +6,8 @@ KubeRay's own command would put a shell there, which a SIGTERM does not pass.
 
 from __future__ import annotations
 
+import math
+
 from kubernetes.client import models as k8s
 
 from diffussm.config.schema import Config
@@ -37,7 +39,7 @@ def worker(cfg: Config, grace: Grace, ranks: int) -> k8s.V1PodTemplateSpec:
     kube, cluster = cfg.kubernetes, cfg.cluster
     sizes = {"cpu": f"{ranks * cluster.cpus_per_worker + 1:g}", "memory": f"{kube.worker_memory_bytes}"}
     if cluster.gpus_per_worker:
-        sizes[kube.gpu_resource] = f"{round(ranks * cluster.gpus_per_worker)}"
+        sizes[kube.gpu_resource] = f"{math.ceil(ranks * cluster.gpus_per_worker)}"
     sizes |= dict(_pairs(kube.extra_resources))
     container = _ray_container("ray-worker", cfg, grace, sizes, {"metrics": METRICS_PORT})
     return _template(cfg, container, grace, selector=kube.node_selector, tolerations=kube.tolerations)

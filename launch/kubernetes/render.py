@@ -17,7 +17,7 @@ from diffussm.errors import ConfigError
 from launch.kubernetes import pods
 from launch.kubernetes.grace import Grace
 from launch.kubernetes.names import INTERACTIVE_LABEL, labels, object_name
-from launch.kubernetes.places import read_by_job, unseen
+from launch.kubernetes.places import read_by_job, unseen, unwritable
 from launch.target import Submission
 
 RAY_API = "ray.io/v1"
@@ -98,7 +98,7 @@ def check(cfg: Config) -> None:
     problems = []
     if not kube.image.strip():
         problems.append("kubernetes.image: found none; allowed: an image built from cluster/Dockerfile")
-    problems += unseen(cfg, read_by_job(cfg))
+    problems += [*unseen(cfg, read_by_job(cfg)), *unwritable(cfg)]
     try:
         layout(cfg)
     except ConfigError as error:
@@ -137,9 +137,8 @@ def entrypoint() -> str:
 
 def cluster_spec(cfg: Config, grace: Grace) -> ClusterSpec:
     """A head without ranks, and one pod for each node."""
-    ranks = cfg.cluster.workers_per_node or cfg.cluster.workers
-    nodes = cfg.cluster.workers // ranks
-    gpus = round(ranks * cfg.cluster.gpus_per_worker)
+    nodes, ranks = layout(cfg)
+    gpus = math.ceil(ranks * cfg.cluster.gpus_per_worker)
     head = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"}  # noqa: S104 - inside the pod's network
     object_store = {"object-store-memory": "104857600"}  # no data travels through Ray
     # No more than the ranks take, or Ray would put the next node's ranks here too; the pod has one more for Ray itself.

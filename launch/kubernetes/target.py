@@ -16,6 +16,8 @@ from launch.target import Job, Submission
 
 OVER = ("Complete", "Failed", "ValidationFailed")
 """jobDeploymentStatus values after which nothing happens any more."""
+WATCH_S = 60
+"""Seconds of one watch of a job."""
 
 
 class Kubernetes:
@@ -90,58 +92,76 @@ class Kubernetes:
             )
         return f"{job.run}: suspended; its pods save and leave"
 
-    def follow(self, job: Job, timeout_s: int) -> Iterator[Job]:
-        """The job each time its state changes, until it is over or `timeout_s` have passed."""
-        kind, name = _kind_and_name(job.id)
-        watching = watch.Watch()
-        seen = ""
-        try:
-            with self.client.said(f"job {name}"):
-                for event in watching.stream(
-                    self.client.custom.list_namespaced_custom_object, GROUP, VERSION, self.client.namespace,
-                    PLURALS[kind], field_selector=f"metadata.name={name}", timeout_seconds=timeout_s,
-                ):  # fmt: skip
-                    now = job_of({"kind": kind} | event["object"])
-                    if now.state != seen:
-                        seen = now.state
-                        yield now
-                    if not now.alive:
-                        return
-        finally:
-            watching.stop()
-
     def logs(self, job: Job, lines: int) -> Iterator[str]:
         """The last lines of the driver: of the pod that handed it to the cluster, which repeats its output.
 
         Raises:
             UsageError: a cluster to work in has no driver of ours.
         """
-        return self._output(job, lines, follow=False)
+        for pod in self._started(job)[-1:]:
+            yield from self._output(pod, follow=False, tail_lines=lines)
 
     def stream(self, job: Job, lines: int) -> Iterator[str]:
-        """As `logs`, and then what is added until that pod ends."""
-        return self._output(job, lines, follow=True)
+        """As `logs`, and then what is added, by the job's further attempts too, until it is over.
 
-    def _output(self, job: Job, lines: int, *, follow: bool) -> Iterator[str]:
+        A submitter that takes another's place repeats the driver's output from its beginning.
+
+        Raises:
+            UsageError: as `logs`.
+        """
+        shown = set(self._started(job)[:-1])
+        tail = {"tail_lines": lines}
+        while (pod := self._another(job, shown)) is not None:
+            yield from self._output(pod, follow=True, **tail)
+            shown.add(pod)
+            tail = {}
+
+    def _another(self, job: Job, shown: set[str]) -> str | None:
+        """Wait for a submitter that is not one of `shown`; None once the job is over, or gone, without one."""
+        kind, name = _kind_and_name(job.id)
+        while self.client.find(kind, name) is not None:
+            watching = watch.Watch()
+            try:
+                with self.client.said(f"job {name}"):
+                    # Begins with what is; again and again, since a submitter may start between two changes of the job.
+                    for event in watching.stream(
+                        self.client.custom.list_namespaced_custom_object, GROUP, VERSION, self.client.namespace,
+                        PLURALS[kind], field_selector=f"metadata.name={name}", timeout_seconds=WATCH_S,
+                    ):  # fmt: skip
+                        new = [pod for pod in self._started(job) if pod not in shown]
+                        if new:
+                            return new[0]
+                        if event["type"] == "DELETED" or not job_of({"kind": kind} | event["object"]).alive:
+                            return None
+            finally:
+                watching.stop()
+        return None
+
+    def _started(self, job: Job) -> list[str]:
+        """Pods that handed the driver to the cluster and have a log, the newest last."""
         kind, name = _kind_and_name(job.id)
         if kind == "RayCluster":
             raise UsageError(
                 f"kubernetes: {job.id} is a cluster to work in and runs no job",
                 f"kubectl logs --namespace {self.client.namespace} service/{name}-head-svc shows Ray's own",
             )
-        core, namespace = self.client.core, self.client.namespace
-        with self.client.said(f"logs of {name}"):
-            found = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
-            for pod in sorted(found, key=lambda each: each.metadata.creation_timestamp)[-1:]:
-                answer = core.read_namespaced_pod_log(
-                    pod.metadata.name, namespace, tail_lines=lines, follow=follow, _preload_content=False
-                )
-                rest = b""
-                for part in answer.stream():  # parts of lines as they come
-                    *whole, rest = (rest + part).split(b"\n")
-                    yield from (line.decode(errors="replace") for line in whole)
-                if rest:
-                    yield rest.decode(errors="replace")
+        with self.client.said(f"pods of {name}"):
+            found = self.client.core.list_namespaced_pod(self.client.namespace, label_selector=f"job-name={name}").items
+        found.sort(key=lambda pod: pod.metadata.creation_timestamp)
+        return [pod.metadata.name for pod in found if not (pod.status and pod.status.phase == "Pending")]
+
+    def _output(self, pod: str, *, follow: bool, **options: int) -> Iterator[str]:
+        """Lines of a pod's log as they come."""
+        with self.client.said(f"logs of {pod}"):
+            answer = self.client.core.read_namespaced_pod_log(
+                pod, self.client.namespace, follow=follow, _preload_content=False, **options
+            )
+            rest = b""
+            for part in answer.stream():
+                *whole, rest = (rest + part).split(b"\n")
+                yield from (line.decode(errors="replace") for line in whole)
+            if rest:
+                yield rest.decode(errors="replace")
 
 
 def job_of(made: dict[str, Any]) -> Job:

@@ -220,6 +220,27 @@ def test_refusals_have_their_exit_code_and_no_traceback(
     assert done.stdout == ""
 
 
+def test_a_plan_that_cannot_be_had_says_why_and_fails() -> None:
+    recipe = str(Path(__file__).parents[2] / "configs" / "imagenet-512.yaml")
+    told = main("plan", recipe, "--workers", "8,512")
+    assert told.returncode == ExitCode.CONFIG
+    assert "8 workers: cluster.workers=8" in told.stdout
+    assert "--workers: found 512: found 512 ranks (64 nodes with 8 each); train.global_batch=256" in told.stderr
+
+
+def test_every_target_is_held_against_what_a_save_took(
+    minimal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(local.read(minimal).cfg.storage) / "a-run"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"event": "saved", "seconds": 400}\n')
+    for to in ("slurm", "local"):
+        told = CliRunner().invoke(cli.app, ["submit", minimal, "--to", to, "--dry-run"])
+        assert told.exit_code == ExitCode.CONFIG
+        assert "FAILED  deadline: a save takes about 400 s" in told.output
+
+
 def test_a_bug_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys; from launch import cli, local\n"

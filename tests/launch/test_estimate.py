@@ -8,6 +8,8 @@ import pytest
 
 from diffussm.config import Config, load
 from diffussm.config.plan import Batching, is_legal
+from diffussm.config.plan import layout as asked
+from diffussm.errors import ConfigError
 from diffussm.model.footprint import USABLE
 from launch.estimate import Estimator, Layout, network_bytes
 from launch.latent import latent
@@ -131,3 +133,20 @@ def test_on_cpus_there_is_memory_but_no_time() -> None:
     assert found.memory.peak > 0
     assert plan.recommend(1) is None
     assert found.plain()["peak_bytes"] == found.memory.peak
+
+
+def test_an_estimate_is_that_of_the_nodes_which_submit_asks_for() -> None:
+    """Sixteen workers with half a GPU each share a node of eight: the network between nodes is not used."""
+    halves = planned("cluster.workers=16", "cluster.gpus_per_worker=0.5")
+    assert halves.configured().nodes == asked(halves.cfg)[0] == 1
+    assert halves.nodes(32) == 2
+    whole = planned("cluster.workers=16", "cluster.workers_per_node=4")
+    assert whole.configured().nodes == asked(whole.cfg)[0] == 4
+    crowded = planned("cluster.workers=64")
+    with pytest.raises(ConfigError, match=r"allowed: plan\.gpus_per_node=8"):
+        crowded.configured()
+
+
+def test_the_last_snapshot_is_that_of_the_end() -> None:
+    odd = planned("train.images=1000", "train.ema_snapshot_images=300", "train.power_ema=[0.05]")
+    assert odd.snapshot_bytes == 4 * 2 * odd.counts().parameters

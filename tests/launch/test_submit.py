@@ -106,6 +106,14 @@ def test_it_says_under_which_id(config: str) -> None:
     assert [given.cfg.name for given in to.given] == ["a"]
 
 
+def test_it_says_how_a_run_in_a_namespace_is_found_again(config: str) -> None:
+    to = Recorder()
+    to.name = "kubernetes"
+    places = ["storage=/data/runs", "data.latents=/data/latents", "kubernetes.claims=[d=/data]"]
+    given = submit.prepare(config, [*places, "kubernetes.image=i:1", "kubernetes.namespace=ml"])
+    assert submit.submit(given, to).endswith("diffussm status a kubernetes.namespace=ml")
+
+
 def test_the_newest_save_is_what_a_job_is_given_time_for(config: str, tmp_path: Path) -> None:
     submission = submit.prepare(config)
     assert submit.measured(submission).measured_save_s is None

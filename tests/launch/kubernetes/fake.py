@@ -11,7 +11,7 @@ import json
 import queue
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +40,8 @@ class FakeApi:
     def __init__(self, definitions: dict[str, dict[str, Any]], forbidden: frozenset[str] = frozenset()) -> None:
         self.definitions, self.forbidden = definitions, forbidden
         self.collects_late = False
+        self.on_watch: Callable[[], object] | None = None
+        """Called once, when a watch has sent what there is."""
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.logs: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
@@ -231,6 +233,9 @@ def serve(api: FakeApi, folder: Path) -> Iterator[Path]:
             with api.watching(plural) as events:
                 for made in api.listed(plural, namespace, query):
                     events.put({"type": "ADDED", "object": made})
+                happens, api.on_watch = api.on_watch, None
+                if happens is not None:
+                    happens()
                 try:
                     while (event := events.get(timeout=float(query["timeoutSeconds"][0]))) is not None:
                         line = json.dumps(event).encode() + b"\n"

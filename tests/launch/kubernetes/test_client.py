@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,3 +59,14 @@ def test_no_cluster_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(MissingError, match="no cluster is configured"):
         Kubernetes("default").jobs()
+
+
+def test_without_a_namespace_it_is_that_of_the_context(cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    anywhere = Kubernetes("")
+    assert anywhere.client.namespace == "default"  # the context names none
+    path = Path(os.environ["KUBECONFIG"])
+    path.write_text(path.read_text().replace("user: fake\n", "user: fake\n    namespace: ml\n", 1))
+    made = submission(namespace="ml")
+    Kubernetes("ml").submit(made)
+    assert [job.run for job in Kubernetes("").jobs("a-run")] == ["a-run"]
+    assert cluster.jobs("a-run") == []

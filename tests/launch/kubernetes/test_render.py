@@ -103,6 +103,42 @@ def test_two_nodes_of_four_gpus_and_a_head_without_any() -> None:
     assert cluster["authOptions"] == {"mode": "token"}
 
 
+def test_a_part_of_a_gpu_is_a_whole_one_of_its_pod() -> None:
+    made = submission()
+    made.cfg.cluster.gpus_per_worker, made.cfg.cluster.workers_per_node = 0.5, 1
+    (group,) = objects(made, GRACE)[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == 8
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert group["rayStartParams"]["num-gpus"] == "1"
+
+
+def test_more_gpus_than_a_node_has_are_refused() -> None:
+    made = submission()
+    made.cfg.cluster.workers = made.cfg.cluster.workers_per_node = 64
+    with pytest.raises(ConfigError, match=r"found 64 GPUs on one node; allowed: plan\.gpus_per_node=8"):
+        objects(made, GRACE)
+
+
+@pytest.mark.parametrize("key", ["checkpoint.local", "data.cache"])
+def test_a_nodes_own_folder_must_be_one_that_pods_can_write(key: str) -> None:
+    section, name = key.split(".")
+    made = submission(claims=["data=/data"])
+    for place in ("/dev/shm/a", "/tmp/a", "/data/a"):  # noqa: S108 - in pods
+        setattr(getattr(made.cfg, section), name, place)
+        objects(made, GRACE)
+    for place in ("/local/a", "/etc/diffussm/a", "/database"):
+        setattr(getattr(made.cfg, section), name, place)
+        with pytest.raises(ConfigError, match=f"{key}: found {place}, which pods cannot write"):
+            objects(made, GRACE)
+
+
+def test_every_further_set_of_latents_must_be_seen() -> None:
+    made = submission()
+    made.cfg.data.more = ["512=/home/me/latents"]
+    with pytest.raises(ConfigError, match=r"data\.more \(512\): found /home/me/latents, which pods do not see"):
+        objects(made, GRACE)
+
+
 @pytest.mark.parametrize("changes", [{}, FULL], ids=["plain", "full"])
 def test_no_pod_has_a_privilege(changes: dict[str, Any]) -> None:
     made = objects(submission(**changes), GRACE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 
 import pytest
@@ -55,16 +54,39 @@ def test_states_are_the_operators_words(cluster: Kubernetes, api: fake.FakeApi) 
         assert (job.state, job.alive, job.restarts) == (state, alive, 1)
 
 
-def test_following_tells_each_change_and_ends_with_the_job(cluster: Kubernetes, api: fake.FakeApi) -> None:
+def test_following_goes_on_with_the_next_attempt_and_ends_with_the_job(cluster: Kubernetes, api: fake.FakeApi) -> None:
+    name = cluster.submit(submission())
+    labels = {"job-name": name}
+
+    def attempt(pod: str, phase: str) -> None:
+        api.logs[pod] = f"lines of {pod}"
+        api.create("pods", "default", {"metadata": {"name": pod, "labels": labels}, "status": {"phase": phase}})
+
+    attempt("p1", "Running")
+    (job,) = cluster.jobs("a-run")
+    told = cluster.stream(job, 10)
+    assert next(told) == "lines of p1"
+    attempt("p2", "Pending")
+    for state in ("Retrying", "Initializing"):
+        api.put_status(name, {"jobDeploymentStatus": state})
+
+    def start() -> None:
+        api.objects["pods", "default", "p2"]["status"] = {"phase": "Running"}
+        api.put_status(name, {"jobDeploymentStatus": "Running"})
+
+    assert list(cluster.logs(job, 10)) == ["lines of p1"]  # a pending pod has no log
+    api.on_watch = start
+    assert next(told) == "lines of p2"
+    api.put_status(name, {"jobDeploymentStatus": "Complete"})
+    assert list(told) == []
+
+
+def test_following_ends_when_the_job_is_deleted(cluster: Kubernetes, api: fake.FakeApi) -> None:
     name = cluster.submit(submission())
     (job,) = cluster.jobs("a-run")
-    states: list[str] = []
-    for now in cluster.follow(job, timeout_s=20):
-        states.append(now.state)
-        following = {"Created": "Running", "Running": "Failed"}.get(now.state)
-        if following:
-            threading.Thread(target=api.put_status, args=(name, {"jobDeploymentStatus": following})).start()
-    assert states == ["Created", "Running", "Failed"]
+    api.on_watch = lambda: api.delete("rayjobs", "default", name)
+    assert list(cluster.stream(job, 10)) == []
+    assert list(cluster.stream(job, 10)) == []
 
 
 def test_stop_suspends_and_now_deletes_with_all_that_it_owns(cluster: Kubernetes, api: fake.FakeApi) -> None:
@@ -163,6 +185,7 @@ def test_logs_are_those_of_the_newest_submitter(cluster: Kubernetes, api: fake.F
     assert list(cluster.logs(job, 10)) == ["lines of p2"]
     api.logs["p2"] = "one\n\nthr\u00e9e\nno end"
     assert isinstance(cluster, Streams)
+    api.put_status(name, {"jobDeploymentStatus": "Complete"})
     assert list(cluster.stream(job, 10)) == ["one", "", "thr\u00e9e", "no end"]
     with pytest.raises(UsageError, match="runs no job"):
         list(cluster.logs(replace(job, id="raycluster/a-run"), 10))
