@@ -47,11 +47,11 @@ class Nodes:
             process.wait()
         self._cluster.shutdown()
 
-    def add(self) -> subprocess.Popen[bytes]:
-        """A node of one CPU comes."""
+    def add(self, cpus: int = 1, **more: str) -> subprocess.Popen[bytes]:
+        """A node of one CPU comes. `more` are environment variables of its processes."""
         command = [str(Path(sys.executable).with_name("ray")), "start", "--address", self.address, "--block"]
-        command += ["--num-cpus", "1", "--object-store-memory", str(80 << 20)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "25"}
+        command += ["--num-cpus", str(cpus), "--object-store-memory", str(80 << 20)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "25"} | more
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )

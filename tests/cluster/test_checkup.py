@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from cluster.checkup import Preflight, pairs, problems
 from cluster.facts import Facts
 from cluster.hub import Hub
 from cluster.nodes import Node
+from diffussm.checkpoint.store import LocalStore
+from diffussm.config import dump
 from diffussm.config.schema import Config
 from diffussm.errors import MissingError, Preempted
 from tests.near import Near, without_ray
+from tests.runs import BATCH, tiny_run
 
 GOOD = Facts("10.0.0.1", 4711, (("torch", "2"), ("ray", "3")), "/scratch", 1 << 34, 1 << 30, 1000.0, 8, 8, 0.01)
 MANY = {f"n{i}": replace(GOOD, reduce_s=0.02) for i in range(5)}
@@ -155,3 +160,30 @@ def test_a_warning_ends_the_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", lambda tasks, num_returns, timeout: ([], tasks))
     with pytest.raises(Preempted):
         checkup._wait(["task"], check)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_ranks_of_a_real_cluster_are_placed_beside_a_bad_node(tmp_path: Path) -> None:
+    """It has room for both ranks, so that Ray would put them there."""
+    from cluster.trainer import fit
+    from tests.chaos.nodes import ROOT, Nodes
+
+    cfg = tiny_run(tmp_path, workers=2, images=4 * BATCH)
+    LocalStore(f"{cfg.storage}/{cfg.name}").write("config.yaml", dump(cfg).encode())
+    said: list[dict[str, Any]] = []
+    other = tmp_path / "other" / "diffussm-99.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: diffussm\nVersion: 99.0\n")
+    with Nodes(workers=2) as cluster:
+        cluster.add(cpus=2, PYTHONPATH=f"{other.parent}:{ROOT}")
+        cluster.wait(3)
+        large = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU") == 2}
+        cfg.cluster.address = cluster.address  # where nodes are looked at
+        fit(cfg, str(tmp_path / "ray"), said.append)
+    (bad,) = [record for record in said if record.get("event") == "bad node"]
+    assert bad["reason"] == "its software differs from the driver's: diffussm 99.0"
+    places = json.loads(Path(cfg.storage, cfg.name, "attempts", "1", "ranks.json").read_text())
+    nodes = {place["node"] for place in places.values()}
+    assert len(nodes) == 2
+    assert not nodes & large
