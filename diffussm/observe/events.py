@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,15 @@ class Journal(Lines):
     def write(self, record: dict[str, Any]) -> None:
         """Append one object; `time` (seconds since 1970) is added."""
         self.append(json.dumps({"time": round(time.time(), 3)} | record, default=str))
+
+
+def close(journals: Sequence[Lines], timeout_s: float) -> None:
+    """Close journals, all of them within `timeout_s`; none uses up the time of another."""
+    end = time.monotonic() + timeout_s
+    for journal in journals:
+        journal.end()
+    for journal in journals:
+        journal.close(max(0.0, end - time.monotonic()))
 
 
 def count_lines(store: Store, key: str) -> int:

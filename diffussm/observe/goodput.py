@@ -58,6 +58,11 @@ class Ledger:
         }
         return self._write("steps", images, parts, seconds)
 
+    @property
+    def journal(self) -> Journal:
+        """Where the book is kept; whoever owns the book closes it."""
+        return self._journal
+
     def close(self) -> None:
         """Finish the journal."""
         self._journal.close()

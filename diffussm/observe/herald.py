@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
-from diffussm.errors import StorageError
 from diffussm.naming import RunPaths
 from diffussm.observe.events import DRIVER, Journal, Lines, count_lines
 from diffussm.observe.log import Narrator
@@ -22,6 +22,8 @@ from diffussm.observe.wandb_sink import Wandb, abandon, step_after, wandb_mode
 
 LOG = "log.txt"
 """What a person was told, in plain lines with their dates, of all starts."""
+KEEPING = 0.3
+"""Part of the time to close that is kept from the services, for the files that they leave and for the journals."""
 JOURNALS = ("metrics.jsonl", "telemetry.jsonl", "evaluations.jsonl", DRIVER)
 """Those with at least a line for each W&B step."""
 
@@ -43,7 +45,7 @@ class Herald:
         self._narrator = narrator
         self._lock = threading.Lock()
         self._attempt = 0
-        self._scratch = tempfile.TemporaryDirectory(prefix="diffussm-sinks-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="diffussm-sinks-", ignore_cleanup_errors=True)
         scratch = Path(self._scratch.name)
         self._sinks: list[Sink] = []
         self._mirror = Mirror(store, "wandb", scratch)
@@ -78,16 +80,27 @@ class Herald:
             sink.open.wait(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Finish journals and services; a service that does not answer is left after `timeout_s`."""
+        """Finish journals and services, all of them within `timeout_s`; what does not answer is left alone then."""
+        end = time.monotonic() + timeout_s
+
+        def left(part: float = 0.0) -> float:
+            """Seconds until the end, or until `part` of the whole before it."""
+            return max(0.0, end - part * timeout_s - time.monotonic())
+
+        for sink in self._sinks:  # all at once: none may use up the time of the others
+            sink.end()
+        self._journal.end()
         for sink in self._sinks:
-            sink.close(timeout_s)
-        try:
-            self._mirror.push()  # also what a service that was left alone had written
-        except StorageError as error:
-            self._narrator.say(f"W&B's files were not kept: {error.message}")
-        self._journal.close()
+            sink.close(left(KEEPING))
+        pushing = threading.Thread(target=self._mirror.try_push, name="last push", daemon=True)
+        pushing.start()  # also what a service that was left alone had written
+        pushing.join(left(KEEPING / 2))
+        if pushing.is_alive():
+            self._narrator.say("W&B's last files did not reach the bucket in time")
         self._narrator.log = None
-        self._log.close()
+        self._log.end()
+        self._journal.close(left())
+        self._log.close(left())
         self._scratch.cleanup()
 
     def _keep(self, record: dict[str, Any]) -> None:

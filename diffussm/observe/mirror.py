@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
 from diffussm.checkpoint.store import LocalStore, Store
+from diffussm.errors import StorageError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -22,6 +26,13 @@ class Mirror:
         self._prefix = prefix
         self._sizes: dict[Path, int] = {}
         self._lock = threading.Lock()
+
+    def try_push(self) -> None:
+        """As `push`; what fails is told as a warning, and is uploaded with the next one."""
+        try:
+            self.push()
+        except (StorageError, OSError) as error:  # OSError: a file that went away meanwhile
+            _LOG.warning("%s: its files were not kept: %s", self._prefix, error)
 
     def push(self) -> None:
         """Upload files that have grown since the last time; links are left out. Raises StorageError."""

@@ -72,14 +72,18 @@ class Sink:
         if first:
             self._tell(f"{self.name} does not keep up: records are left out there; the run's journals have all")
 
-    def close(self, timeout_s: float = 15.0) -> None:
-        """Let what waits be sent and the service be finished, for at most `timeout_s`; then go on without it."""
+    def end(self) -> None:
+        """Let what waits be sent and the service be finished; no record comes any more. Returns at once."""
         with self._change:
             self._closing = True
             self._change.notify()
+
+    def close(self, timeout_s: float = 15.0) -> None:
+        """End, and wait until that is done, for at most `timeout_s`; then go on without the service."""
+        self.end()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self._tell(f"{self.name} did not finish within {timeout_s:g} s and is left alone")
+            self._tell(f"{self.name} did not finish within {timeout_s:.3g} s and is left alone")
             self._left = True
             self._abandon()
         if self._left_out:

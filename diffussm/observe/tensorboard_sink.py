@@ -43,14 +43,14 @@ class TensorBoard:
         if found is not None:
             self._writer.add_text(found[0], found[1], int(record.get("images", 0)))
         if time.monotonic() - self._pushed > PUSH_S:
+            self._pushed = time.monotonic()  # first: an upload that fails is tried again after that time, not at once
             self._writer.flush()
-            self._mirror.push()
-            self._pushed = time.monotonic()
+            self._mirror.try_push()
 
     def close(self) -> None:
         """Finish the files."""
         self._writer.close()
-        self._mirror.push()
+        self._mirror.try_push()
 
     def _open(self, purge_step: int | None) -> None:
         from tensorboardX import SummaryWriter

@@ -93,13 +93,13 @@ class Wandb:
         checkpoint = saved_checkpoint(record)
         if checkpoint is not None:
             self._point_to(checkpoint, record)
-            self._mirror.push()
+            self._mirror.try_push()
 
     def close(self) -> None:
         """Finish the W&B run and keep its files with the run."""
         self._run.finish()
         self._wandb.teardown()  # finish alone may return before the last bytes are in the file
-        self._mirror.push()
+        self._mirror.try_push()
 
     def _log(self, images: int, values: Mapping[str, Any]) -> None:
         self._step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,6 +64,10 @@ class Control:
     def __init__(self, phases: Phases | None = None) -> None:
         self.phases = phases or Phases()
         self.wish = Wish()
+
+    def left_s(self, most: float) -> float:
+        """Seconds that an end may still take: `most`, or fewer where the process will be gone before."""
+        return max(0.0, min(most, self.wish.deadline_s - time.time()))
 
 
 class Agreement:

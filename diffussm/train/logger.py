@@ -14,7 +14,7 @@ from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config, Precision
-from diffussm.observe.events import Journal
+from diffussm.observe.events import Journal, close
 from diffussm.observe.goodput import Ledger
 from diffussm.observe.meter import Meter
 from diffussm.observe.peak import peak
@@ -116,13 +116,10 @@ class Logger:
     def _seconds(self) -> dict[str, float]:
         return {phase.value: spent for phase, spent in self.phases.seconds().items()}
 
-    def close(self) -> None:
-        """Finish the journals."""
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Finish the journals, all of them within `timeout_s`."""
         if self.world.leads:
-            self._metrics.close()
-            self._events.close()
-            self._telemetry.close()
-            self._ledger.close()
+            close([self._metrics, self._events, self._telemetry, self._ledger.journal], timeout_s)
 
 
 def _mean_over_ranks(losses: list[Tensor]) -> float:

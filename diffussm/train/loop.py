@@ -33,6 +33,9 @@ from diffussm.train.step import Inputs, draw, loss
 from diffussm.train.telemetry import Telemetry
 from diffussm.train.world import World
 
+CLOSE_S = 60.0
+"""Longest wait at the end for what is written beside the training, if nobody asked to leave sooner."""
+
 
 def train(
     cfg: Config, world: World, attempt: int, scratch: Path, announce: Announce, control: Control | None = None
@@ -111,5 +114,5 @@ def train(
         coming.close()
         batches.close()
         snapshots.close()
-        saver.close()
-        logger.close()
+        saver.close(control.left_s(CLOSE_S))
+        logger.close(control.left_s(CLOSE_S))

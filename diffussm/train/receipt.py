@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,18 @@ class Receipt:
                 )
         self._write()
 
-    def close(self) -> None:
-        """Wait until what was begun to be written is written."""
-        self._wait()
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Wait until what was begun to be written is written, for at most `timeout_s`."""
+        end = time.monotonic() + timeout_s
         if self._trace is not None:
-            self._trace.close()
+            self._trace.end()
+        self._wait(timeout_s)
+        if self._trace is not None:
+            self._trace.close(max(0.0, end - time.monotonic()))
 
-    def _wait(self) -> None:
+    def _wait(self, timeout_s: float = 60.0) -> None:
         if self._writer is not None:
-            self._writer.join(60)
+            self._writer.join(timeout_s)
 
     def _observe(self, before: Counters, result: StepResult, inputs: Sequence[Inputs]) -> dict[str, Any]:
         """The step as all ranks saw it. Collective: every rank must call it."""

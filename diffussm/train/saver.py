@@ -229,11 +229,11 @@ class Saver:
         """What tells this run from an earlier one of its name; known once it is restored."""
         return self._run_id
 
-    def close(self) -> None:
-        """Wait for a save under way and end the threads. Local."""
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Wait for a save under way, and for at most `timeout_s` for the receipt; end the threads. Local."""
         if self._flight is not None:
             self._flight.wait(2 * self.cfg.checkpoint.deadline_s + 60)
-        self.receipt.close()
+        self.receipt.close(timeout_s)
         self.fence.close()
 
     def _begin(self, tier: Tier, deadline_s: float, *, read_back: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import LocalStore, Store
 from diffussm.errors import StorageError
-from diffussm.observe.events import Journal, _Object, read_journal, read_lines
+from diffussm.observe.events import Journal, _Object, close, read_journal, read_lines
 from tests.s3 import S3Server
 
 
@@ -153,3 +153,22 @@ def raise_not_found(key: str) -> None:
     from diffussm.checkpoint.store import NotFound
 
     raise NotFound(key)
+
+
+def test_journals_share_the_time_to_close(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    class Standing(Fence):
+        def check(self) -> None:
+            gate.wait(60)
+
+    store = LocalStore(str(tmp_path))
+    journals = [Journal(store, f"{number}.jsonl", Standing(store, 1)) for number in range(4)]
+    for journal in journals:
+        journal.write({"a": 1})
+    began = time.monotonic()
+    close(journals, 0.2)
+    assert time.monotonic() - began < 10
+    gate.set()
+    close(journals, 60)
+    assert [read_journal(store, f"{number}.jsonl")[0]["a"] for number in range(4)] == [1] * 4

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffussm.checkpoint.store import open_store
+from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config.schema import Config, ObserveConfig, TrainConfig, WandbMode
+from diffussm.observe import herald
 from diffussm.observe.events import DRIVER
 from diffussm.observe.herald import Herald
 from diffussm.observe.log import Narrator
@@ -27,11 +31,11 @@ def config(tmp_path: Path, **observe: Any) -> Config:
 def test_a_start_is_told_to_a_person_journals_and_services(tmp_path: Path) -> None:
     cfg, stream = config(tmp_path, wandb=WandbMode.offline, tensorboard=True), io.StringIO()
     store = open_store(str(tmp_path / "r"))
-    herald = Herald(cfg, store, Narrator(stream), {"train": {"lr": 1e-4}})
-    herald.hear(PROGRESS)
-    herald.hear({"kind": "event", "event": "saved", "images": 8, "stored": True, "attempt": 2})
-    herald.hear({"kind": "event", "event": "hang", "reason": "rank 3"})
-    herald.close(120)
+    start = Herald(cfg, store, Narrator(stream), {"train": {"lr": 1e-4}})
+    start.hear(PROGRESS)
+    start.hear({"kind": "event", "event": "saved", "images": 8, "stored": True, "attempt": 2})
+    start.hear({"kind": "event", "event": "hang", "reason": "rank 3"})
+    start.close(120)
     assert "loss 1.5" in stream.getvalue()
     assert "hang: reason rank 3" in stream.getvalue()
     lines = [json.loads(line) for line in store.read(DRIVER).splitlines()]
@@ -42,9 +46,54 @@ def test_a_start_is_told_to_a_person_journals_and_services(tmp_path: Path) -> No
 
 
 def test_plain_journals_alone_are_a_choice(tmp_path: Path) -> None:
-    herald = Herald(config(tmp_path, wandb=WandbMode.disabled), open_store(str(tmp_path / "r")), Narrator(), {})
-    herald.hear(PROGRESS)
-    herald.close()
+    start = Herald(config(tmp_path, wandb=WandbMode.disabled), open_store(str(tmp_path / "r")), Narrator(), {})
+    start.hear(PROGRESS)
+    start.close()
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["log.txt"]
     (line,) = (tmp_path / "r" / "log.txt").read_text().splitlines()
     assert "loss 1.5" in line
+
+
+def test_all_of_an_end_shares_one_deadline(tmp_path: Path, monkeypatch: Any) -> None:
+    gate, stuck = threading.Event(), threading.Event()
+
+    class Standing(Store):
+        """A bucket that reads and does not write."""
+
+        def read(self, key: str) -> bytes:
+            raise NotFound(key)
+
+        def keys(self, prefix: str = "") -> Iterator[str]:
+            return iter(())
+
+        def write(self, key: str, data: bytes, *, create: bool = False) -> None:
+            stuck.set()
+            gate.wait(60)
+
+    class Service:
+        def __init__(self, *_: object) -> None:
+            """Connected."""
+
+        def take(self, record: object) -> None:
+            stuck.set()
+            gate.wait(60)
+
+        close = take
+
+    Standing.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+    monkeypatch.setattr(herald, "Wandb", Service)
+    monkeypatch.setattr(herald, "TensorBoard", Service)
+    stream, cfg = io.StringIO(), config(tmp_path, wandb=WandbMode.offline, tensorboard=True)
+    one = Herald(cfg, Standing("s3://x"), Narrator(stream), {})  # type: ignore[abstract]
+    folder = one._mirror.folder
+    folder.mkdir()
+    (folder / "x.wandb").write_bytes(b"one")
+    one.hear(PROGRESS)
+    one.hear({"kind": "event", "event": "hang", "reason": "rank 3"})
+    assert stuck.wait(60)
+    began = time.monotonic()
+    one.close(0.5)  # five waits, each of which would last a minute
+    assert 0.4 < time.monotonic() - began < 10
+    assert "W&B did not finish" in stream.getvalue()
+    assert "W&B's last files did not reach the bucket in time" in stream.getvalue()
+    gate.set()

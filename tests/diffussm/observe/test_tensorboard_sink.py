@@ -9,6 +9,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from diffussm.checkpoint.store import open_store
+from diffussm.errors import StorageError
+from diffussm.observe import tensorboard_sink
 from diffussm.observe.mirror import Mirror
 from diffussm.observe.tensorboard_sink import TensorBoard
 
@@ -48,3 +50,22 @@ def test_curves_pictures_and_faults_have_images_as_their_step(tmp_path: Path) ->
     assert [(picture.height, picture.width) for picture in pictures] == [(4, 8)]
     assert any("hang" in value.tag for event in found for value in event.summary.value)
     assert [event.step for event in found if event.session_log.status] == [5]  # replayed steps are hidden
+
+
+def test_an_outage_of_the_bucket_refuses_no_record_and_is_met_at_its_pace(tmp_path: Path, monkeypatch: Any) -> None:
+    pushes: list[float] = []
+
+    class Away(Mirror):
+        def push(self) -> None:
+            pushes.append(now[0])
+            raise StorageError("store away")
+
+    now = [0.0]
+    monkeypatch.setattr(tensorboard_sink.time, "monotonic", lambda: now[0])
+    service = TensorBoard(Away(open_store(str(tmp_path)), "tensorboard", tmp_path))
+    for second in range(0, 200, 10):
+        now[0] = float(second)
+        service.take({"kind": "progress", "images": second, "loss": 1.5})  # raises nothing
+    assert pushes == [70.0, 140.0]
+    service.close()
+    assert len(events(tmp_path / "tensorboard")) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,12 @@ def test_a_collective_without_its_peer_fails_in_the_shortened_time(tmp_path: Pat
         with pytest.raises(RuntimeError, match=r"(?i)timed out"):
             dist.all_reduce(torch.zeros(1), group=lonely)
     shorten_timeouts(60.0)
+
+
+def test_an_end_takes_no_longer_than_there_is_time() -> None:
+    control = Control()
+    assert control.left_s(60.0) == 60.0
+    control.wish = Wish(Level.LEAVE, time.time() + 20, "asked")
+    assert 10 < control.left_s(60.0) <= 20
+    control.wish = Wish(Level.LEAVE, time.time() - 20, "asked")
+    assert control.left_s(60.0) == 0.0
