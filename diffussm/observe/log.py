@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import RenderableType
 
 from diffussm.observe.panel import Known, draw, values
+from diffussm.observe.screen import Screen
 from diffussm.observe.words import duration
 
 PLAIN_INTERVAL_S = 10.0
@@ -24,27 +23,26 @@ QUIET = ("kind", "event", "attempt", "stored")
 class Narrator:
     """Tells one command's story on standard error. Every line stands after it is said, panels are redrawn in place.
 
+    A standard error that is closed, full or paused costs what it does not show, and a moment once; the log goes on.
+
     Attributes:
         log: takes each line with its date, for a file; None for no file.
     """
 
     def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic, name: str = "") -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._screen = Screen(stream or sys.stderr, self._trouble)
         self._clock = clock
         self.log: Callable[[str], None] | None = None
         self._known = Known(name)
-        self._live: Live | None = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
         self._work = ""
         self._began = self._spoke = 0.0
-        self._first = 0
+        self._first = self._missed = 0
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        stamp = "" if self._console.is_terminal else time.strftime("%H:%M:%S ")
-        self._console.print(f"{stamp}{line}", markup=False)
+        stamp = "" if self._screen.is_terminal else time.strftime("%H:%M:%S ")
         self._note(line)
+        self._screen.line(f"{stamp}{line}")
 
     def work(
         self, what: str, done: int, total: int, unit: str, note: str = "", rate: float | None = None
@@ -57,29 +55,23 @@ class Narrator:
         if what != self._work:
             self.end()
             self._work, self._began, self._first, self._spoke = what, now, done, -math.inf
-            if self._console.is_terminal:
-                self._progress = Progress(
-                    TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"),
-                    console=self._console, transient=True,
-                )  # fmt: skip
-                self._progress.start()
-                self._task = self._progress.add_task(what, total=total, words="")
+            if self._screen.is_terminal:
+                self._screen.bar(what, total)
         if rate is None:
             rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
         eta = duration((total - done) / rate) if rate > 0 else "?"
         words = f"{done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  ETA {eta}{'  ' + note if note else ''}"
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, words=words)
-        self._plain(what, words, now, last=done >= total, shown=self._progress is not None)
+        if self._screen.is_terminal:
+            self._screen.move(done, total, words)
+        self._plain(what, words, now, last=done >= total)
 
     def end(self) -> None:
         """Take down a bar or panel that is shown."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._work and self._screen.is_terminal:
+            self._screen.end()
+        if self._screen.lost > self._missed:
+            self._missed = self._screen.lost
+            self._note(f"standard error has not shown {self._missed:,} lines and drawings so far")
         self._work = ""
 
     def hear(self, record: dict[str, Any]) -> None:
@@ -100,30 +92,29 @@ class Narrator:
         if self._work != "train":
             self.end()
             self._work, self._spoke = "train", -math.inf
-            if self._console.is_terminal:
-                self._live = Live(
-                    console=self._console, get_renderable=self._panel, refresh_per_second=2, transient=True,
-                    redirect_stdout=False, redirect_stderr=False,
-                )  # fmt: skip
-                self._live.start()
+            if self._screen.is_terminal:
+                self._screen.panel(self._panel)
         said, progress = values(self._known, now), self._known.progress or {}
         words = f"{said['images']}"
         for name in ("images/s", "MFU", "loss", "grad norm", "lr", "ETA", "checkpoint", "workers", "faults"):
             words += f"  {name} {said[name]}"
-        self._plain("train", words, now, last=progress["images"] >= progress["total"], shown=self._live is not None)
+        self._plain("train", words, now, last=progress["images"] >= progress["total"])
 
     def _panel(self) -> RenderableType:
-        return draw(self._known, self._clock(), min(self._console.width, 120))
+        return draw(self._known, self._clock(), min(self._screen.width, 120))
 
-    def _plain(self, what: str, words: str, now: float, *, last: bool, shown: bool) -> None:
+    def _plain(self, what: str, words: str, now: float, *, last: bool) -> None:
         """A line of progress, not too often: to the file alone where a bar or a panel is shown."""
         if not last and now - self._spoke < PLAIN_INTERVAL_S:
             return
         self._spoke = now
-        if shown:
+        if self._screen.is_terminal:
             self._note(f"{what}  {words}")
         else:
             self.say(f"{what}  {words}")
+
+    def _trouble(self, why: str) -> None:
+        self._note(f"standard error does not show everything: {why}")
 
     def _note(self, line: str) -> None:
         if self.log is not None:

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 from diffussm.observe.log import Narrator
 
@@ -63,3 +68,66 @@ def test_a_file_gets_dated_lines_while_a_terminal_shows_a_panel() -> None:
     assert kept[0][:2] == "20"
     assert "\x1b" not in "".join(kept)
     assert "my-run" in stream.getvalue()
+
+
+def hear_much(stream: Any) -> list[str]:
+    """What the log has after three records and a line; the narrator must come back from each."""
+    kept: list[str] = []
+    narrator = Narrator(stream)
+    narrator.log = kept.append
+    narrator.hear(PROGRESS)
+    narrator.hear({"kind": "event", "event": "saved", "attempt": 1, "images": 64})
+    narrator.hear({"kind": "event", "event": "hang", "reason": "rank 3"})
+    narrator.say("the end")
+    narrator.end()
+    return [line.split(" ", 2)[2] for line in kept]
+
+
+def test_a_closed_standard_error_ends_nothing_and_the_log_has_it_all() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        kept = hear_much(stream)
+    heads = [line.split(":")[0] for line in kept if not line.startswith("train")]
+    assert heads[:4] == ["standard error does not show everything", "saved", "hang", "the end"]
+    assert heads[4:] == ["standard error has not shown 4 lines and drawings so far"]
+    assert "BrokenPipeError" in kept[1]
+
+
+def test_a_full_disk_under_standard_error_ends_nothing() -> None:
+    with Path("/dev/full").open("w") as stream:
+        kept = hear_much(stream)
+    assert "No space left" in kept[1]
+    assert "the end" in kept
+
+
+PAUSED = """
+import os, time
+from diffussm.observe import screen
+from diffussm.observe.log import Narrator
+from tests.diffussm.observe.test_log import PROGRESS
+screen.PATIENCE_S = 0.2
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(2, True)
+kept, narrator = [], Narrator(name="r")
+narrator.log = kept.append
+began = time.monotonic()
+for number in range(2000):
+    narrator.hear({"kind": "event", "event": "saved", "images": number})
+assert time.monotonic() - began < 30, "waited for each line"
+assert len(kept) == 2001, len(kept)
+assert any("does not take" in line for line in kept)
+print("came back")
+"""
+
+
+def test_a_paused_terminal_holds_up_neither_the_caller_nor_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", PAUSED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "came back\n", done.stderr
+    assert done.returncode == 0

@@ -79,7 +79,7 @@ from tests.diffussm.observe.test_panel import STORY
 narrator = Narrator(name="imagenet-256")
 for record in STORY:
     narrator.hear(record)
-    narrator._live and narrator._live.refresh()
+    narrator._screen.refresh()
 input()
 narrator.end()
 print("the end")
