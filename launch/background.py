@@ -40,15 +40,13 @@ class Background:
     name: str = "local"
 
     def render(self, submission: Submission) -> str:
-        """The command line and the config it reads."""
+        """The command line and the config it reads. Raises UsageError if it is a sweep."""
         return f"{local.shown(_command(submission, _folder()))}\n\n# {submission.cfg.name}.yaml\n{submission.config}"
 
     def submit(self, submission: Submission) -> str:
         """Start the job in a session of its own. Raises UsageError if the run is at work or is a sweep."""
-        run = submission.cfg.name
-        if submission.variants:
-            raise UsageError("--sweep: found with --to local; allowed: a scheduler's target", "submit one at a time")
-        folder = _folder()
+        run, folder = submission.cfg.name, _folder()
+        command = _command(submission, folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             there = self.jobs(run)
@@ -58,7 +56,7 @@ class Background:
             log = folder / f"{run}.log"
             with log.open("ab") as output:
                 process = subprocess.Popen(  # noqa: S603 - a list, no shell
-                    _command(submission, folder),
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -88,6 +86,8 @@ class Background:
 
 
 def _command(submission: Submission, folder: Path) -> list[str]:
+    if submission.variants:
+        raise UsageError("--sweep: found with --to local; allowed: --to slurm", "submit its runs one at a time")
     return [*local.module("cluster.driver"), str(folder / f"{submission.cfg.name}.yaml")]
 
 

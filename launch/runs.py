@@ -108,7 +108,7 @@ def status(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     asked = named(run, overrides)
     found, silent = ask(targets(asked.cfg), asked.name)
     jobs = [job for _, job in found]
-    place = asked.place or next((job.root for job in jobs if job.root), "")
+    place = asked.place or next((job.root for job in jobs if job.root and job.run == asked.name), "")
     kept: Mapping[str, Any] = {"found": False}
     if place:
         try:

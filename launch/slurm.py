@@ -45,10 +45,11 @@ class Slurm:
 
     def submit(self, submission: Submission) -> str:
         """Ask with --test-only, then hand over. Raises as `Target.submit`."""
-        run = submission.cfg.name
-        there = [job for job in self.jobs(run) if job.alive]
+        known = self.jobs() if submission.variants else self.jobs(submission.cfg.name)
+        taken = {submission.cfg.name, *submission.runs}
+        there = [job for job in known if job.alive and not taken.isdisjoint((job.run, job.sweep))]
         if there:
-            raise UsageError(f"{there[0].line}: is there already", f"stop it first: diffussm stop {run}")
+            raise UsageError(f"{there[0].line}: is there already", f"stop it first: diffussm stop {there[0].run}")
         script = self.render(submission)
         array = _array(submission)
         # An impossible request is otherwise accepted and waits for ever.
@@ -69,7 +70,10 @@ class Slurm:
         if now or job.state != "RUNNING":
             _ask(["scancel", job.id])
             return f"job {job.id} is cancelled"
-        _ask(["scancel", "--batch", "--signal=USR2", job.id])
+        if job.sweep:
+            _signal(job.id)
+        else:
+            _ask(["scancel", "--batch", "--signal=USR2", job.id])
         return f"job {job.id} is asked to save and leave"
 
 
@@ -201,6 +205,26 @@ def _duration(seconds: int) -> str:
     hours, minute = divmod(minutes, 60)
     day, hour = divmod(hours, 24)
     return f"{day}-{hour:02}:{minute:02}:{second:02}"
+
+
+def _signal(task: str) -> None:
+    """SIGUSR2 to the script of a task that runs.
+
+    While others of the array wait, Slurm (22.05) delivers it and answers that the job is in a transitional state, and
+    scancel would give it again and again; so the first such answer is taken for what it is.
+    """
+    command = ["scancel", "--verbose", "--batch", "--signal=USR2", task]
+    said = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as asked:  # noqa: S603 - a list
+        for line in asked.stderr or ():
+            said.append(line.strip())
+            if "transitional state" in line:
+                asked.kill()
+                return
+    if asked.returncode:
+        raise MissingError(
+            f"{shlex.join(command)}: {'; '.join(said[-2:])}", "look whether Slurm answers: scontrol ping"
+        )
 
 
 def _ask(command: Sequence[str], given: str = "") -> str:

@@ -3,6 +3,8 @@
 Slurm's JSON is read first. Its shape differs between versions: numbers became {"set", "infinite", "number"}, states
 became lists; both are read here. Where a Slurm has no JSON (it is a plugin), or writes what is not known here, the
 words of `squeue -o`, `scontrol -o` and `sacct -P` are read instead.
+
+A sweep is one array of that name, and each of its tasks a run: task 3 of `diffussm-a` is the run `a-3`.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import pwd
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
 from diffussm.errors import MissingError
+from diffussm.naming import join
 from launch.target import PREFIX, Job
 
 ALIVE = frozenset(
@@ -29,13 +33,15 @@ ALIVE = frozenset(
 """States in which a job is running or will run."""
 
 _KEY = re.compile(r"(?:^| )([A-Za-z][A-Za-z0-9/:_-]*)=")
+_NO_TASK = 0xFFFFFFFE
+"""Stands where Slurm fills a task's number into the name of a file before the task has begun."""
 _FORGOTTEN_DAYS = 30
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading JSON of an unknown shape raises."""
 
 
 def jobs(run: str = "") -> list[Job]:
-    """Our jobs of this user, of one run or all, those alive first; empty where there is no Slurm.
+    """Our jobs of this user, of one run, one sweep or all, those alive first; empty where there is no Slurm.
 
     Raises:
         MissingError: there is a Slurm, and it does not answer.
@@ -47,7 +53,7 @@ def jobs(run: str = "") -> list[Job]:
     except (MissingError, *_UNREADABLE):
         found = listed_by_words(run)
     known = {job.id for job in found}
-    found += [job for job in _remembered(run) if job.id not in known and (not run or job.run == run)]
+    found += [job for job in _remembered(run) if job.id not in known]
     return sorted(found, key=lambda job: (not job.alive, job.run, -_number(job.id)))
 
 
@@ -67,7 +73,8 @@ def listed_by_words(run: str = "") -> list[Job]:
     # %A and not %i, which is 5_[0-2] for tasks that wait: scontrol does not take that.
     listed = _asked(["squeue", "--me", "--noheader", "--states=all", "--format=%A|%j"])
     ids = [line.split("|", 1)[0] for line in listed.splitlines() if _is_ours(line.partition("|")[2], run)]
-    found = [described(line) for each in ids for line in _words(_show(each)).splitlines() if line]
+    lines = [line for each in ids for line in _words(_show(each)).splitlines() if line]
+    found = _wanted((job for line in lines for job in described(line)), run)
     return list({job.id: job for job in found}.values())  # asked for an array, scontrol shows all its tasks
 
 
@@ -77,7 +84,7 @@ def queued(text: str, run: str, user: int) -> list[Job]:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: another shape than those known here.
     """
-    found = []
+    found: list[Job] = []
     for each in _listed(text):
         if not _is_ours(each["name"], run) or _whole(each["user_id"]) != user:
             continue
@@ -87,39 +94,41 @@ def queued(text: str, run: str, user: int) -> list[Job]:
         parent, number = _whole(each["array_job_id"]), _whole(each["job_id"])
         marks = {"x": each["name"], "j": number, "A": parent or number, "a": task, "u": each["user_name"]}
         reason = each["state_reason"].replace("None", "")
-        found.append(
-            Job(
-                id=f"{parent}_{task}" if parent and task is not None else str(number),
-                run=each["name"].removeprefix(PREFIX),
-                state=states[-1],
-                alive=alive,
-                where=each["nodes"] or (reason if alive else ""),
-                restarts=_whole(each["restart_cnt"]) or 0,
-                root=unquote(each["comment"]),
-                log=_expanded(each["standard_output"], marks),
-            )
+        job = Job(
+            id=str(number),
+            run=each["name"].removeprefix(PREFIX),
+            state=states[-1],
+            alive=alive,
+            where=each["nodes"] or (reason if alive else ""),
+            restarts=_whole(each["restart_cnt"]) or 0,
+            root=unquote(each["comment"]),
+            log=_expanded(each["standard_output"], marks),
         )
-    return found
+        found += _by_task(job, str(parent), str(task) if task is not None else each["array_task_string"])
+    return _wanted(found, run)
 
 
 def accounted(text: str, run: str, user: str) -> list[Job]:
     """Jobs of `sacct --json`, for those that the controller has forgotten. Raises as `queued`."""
-    found = []
+    found: list[Job] = []
     for each in _listed(text):
         if not _is_ours(each["name"], run) or each["user"] != user:
             continue
-        states = _states(each["state"]["current"])
         parent, task = _whole(each["array"]["job_id"]), _whole(each["array"]["task_id"])
-        number = f"{parent}_{task}" if parent and task is not None else str(_whole(each["job_id"]))
+        if parent and task is None:
+            continue  # tasks that have not begun: the controller has not forgotten them
+        states = _states(each["state"]["current"])
+        number, run_or_sweep = str(_whole(each["job_id"])), each["name"].removeprefix(PREFIX)
         where = each["nodes"].replace("None assigned", "")
         root = unquote(each["comment"]["job"] or "")
         alive = not ALIVE.isdisjoint(states)
-        found.append(Job(number, each["name"].removeprefix(PREFIX), states[-1], alive, where, 0, root, ""))
-    return found
+        job = Job(number, run_or_sweep, states[-1], alive, where, 0, root, "")
+        found += _by_task(job, str(parent), str(task) if parent else "")
+    return _wanted(found, run)
 
 
-def described(line: str) -> Job:
-    """One line of `scontrol -o show job`."""
+def described(line: str) -> list[Job]:
+    """One line of `scontrol -o show job`: a job, or the tasks of an array that have not begun."""
     keys = [(match.group(1), match.start(), match.end()) for match in _KEY.finditer(line)]
     ends = [start for _, start, _ in keys[1:]] + [len(line)]
     values = {name: line[begin:end].strip() for (name, _, begin), end in zip(keys, ends, strict=True)}
@@ -127,36 +136,68 @@ def described(line: str) -> Job:
     alive = state in ALIVE
     nodes = values.get("NodeList", "").replace("(null)", "")
     reason = values.get("Reason", "").replace("None", "")
-    task = values.get("ArrayTaskId", "")
-    parent = values.get("ArrayJobId", "")
-    begun = not task or task.isdecimal()  # of tasks that wait scontrol names a file that none of them will have
-    log = values.get("StdOut", "") if begun else ""
-    return Job(
-        id=f"{parent}_{task}" if task.isdecimal() else values.get("JobId", ""),
+    log = values.get("StdOut", "")  # of tasks that wait scontrol names a file that none of them will have
+    job = Job(
+        id=values.get("JobId", ""),
         run=values.get("JobName", "").removeprefix(PREFIX),
         state=state,
         alive=alive,
         where=nodes or (reason if alive else ""),
         restarts=int(values.get("Restarts", "0") or 0),
         root=unquote(values.get("Comment", "")),
-        log=log if "%" not in log else "",
+        log=log if "%" not in log and str(_NO_TASK) not in log else "",
     )
+    return _by_task(job, values.get("ArrayJobId", ""), values.get("ArrayTaskId", ""))
 
 
-def remembered(text: str) -> list[Job]:
+def remembered(text: str, run: str = "") -> list[Job]:
     """Lines of `sacct`, for jobs that the controller has forgotten."""
-    found = []
+    found: list[Job] = []
     for line in text.splitlines():
         number, name, state, nodes, comment = [*line.split("|"), "", "", "", ""][:5]
-        if name.startswith(PREFIX):
+        parent, _, task = number.partition("_")
+        if _is_ours(name, run) and not task.startswith("["):  # 12_[3-5]: as in `accounted`
             word = state.split(" ", 1)[0]  # CANCELLED by 1000
             where = nodes.replace("None assigned", "")
-            found.append(Job(number, name.removeprefix(PREFIX), word, word in ALIVE, where, 0, unquote(comment), ""))
-    return found
+            job = Job(number, name.removeprefix(PREFIX), word, word in ALIVE, where, 0, unquote(comment), "")
+            found += _by_task(job, parent, task)
+    return _wanted(found, run)
 
 
 def _is_ours(name: str, run: str) -> bool:
-    return name == PREFIX + run if run else name.startswith(PREFIX)
+    """Whether a job of that name can be the run, or the array that the run is a task of."""
+    return name.startswith(PREFIX) and (not run or name.removeprefix(PREFIX) in _names(run))
+
+
+def _names(run: str) -> list[str]:
+    """Under which a run can be in the queue: its own, and that of the sweep it may be of."""
+    return list(dict.fromkeys([run, re.sub(r"-\d+$", "", run)]))
+
+
+def _wanted(found: Iterable[Job], run: str) -> list[Job]:
+    return [job for job in found if run in ("", job.run, job.sweep)]
+
+
+def _by_task(job: Job, parent: str, tasks: str) -> list[Job]:
+    """The runs of a sweep, if `tasks` has any: they lie below the sweep's place. Else the job as it is."""
+    if not tasks:
+        return [job]
+    found = []
+    for task in _numbers(tasks):
+        run = f"{job.run}-{task}"
+        root, log = join(job.root, run) if job.root else "", job.log if tasks.isdecimal() else ""  # not begun: no file
+        found.append(replace(job, id=f"{parent}_{task}", run=run, sweep=job.run, root=root, log=log))
+    return found
+
+
+def _numbers(tasks: str) -> list[int]:
+    """Of `3`, `1-4,7%2`, `0-8:2`, as Slurm writes tasks; raises ValueError for anything else."""
+    found: list[int] = []
+    for part in tasks.partition("%")[0].split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        found += range(int(first), int(last or first) + 1, int(step or 1))
+    return found
 
 
 def _show(job: str) -> list[str]:
@@ -164,13 +205,13 @@ def _show(job: str) -> list[str]:
 
 
 def _remembered(run: str) -> list[Job]:
-    name = [f"--name={PREFIX}{run}"] if run else []
+    name = ["--name=" + ",".join(PREFIX + each for each in _names(run))] if run else []
     command = ["sacct", "-X", f"--starttime=now-{_FORGOTTEN_DAYS}days", *name]
     try:
         return accounted(_words([*command, "--json"]), run, pwd.getpwuid(os.getuid()).pw_name)
     except _UNREADABLE:
         fields = "--format=JobID,JobName%255,State,NodeList,Comment%1024"
-        return remembered(_words([*command, "-P", "--noheader", fields]))
+        return remembered(_words([*command, "-P", "--noheader", fields]), run)
 
 
 def _listed(text: str) -> list[Mapping[str, Any]]:
@@ -208,9 +249,14 @@ def _number(job: str) -> int:
     return int(digits.group()) if digits else 0
 
 
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    whole = os.environ | {"SLURM_BITSTR_LEN": "0"}  # or a long list of tasks ends in "..."
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=whole)  # noqa: S603 - a list
+
+
 def _asked(command: Sequence[str]) -> str:
     """Output of a command that must answer. Raises FileNotFoundError, and MissingError with what it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a list, no shell
+    done = _run(command)
     if done.returncode:
         raise MissingError(
             f"{shlex.join(command)}: {'; '.join(done.stderr.splitlines()) or done.returncode}",
@@ -223,7 +269,7 @@ def _words(command: Sequence[str]) -> str:
     """Output of a command that only looks; nothing where it is missing or has nothing to say (sacct without a
     database, a job that ended in between)."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a list, no shell
+        done = _run(command)
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""

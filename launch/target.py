@@ -36,6 +36,11 @@ class Submission:
         return PREFIX + self.cfg.name
 
     @property
+    def runs(self) -> list[str]:
+        """Names of the runs: its own, or those of a sweep."""
+        return [given[0].removeprefix("name=") for given in self.variants] or [self.cfg.name]
+
+    @property
     def root(self) -> str:
         """The run's folder or prefix; of a sweep, the place that holds its runs."""
         return self.cfg.storage if self.variants else RunPaths(self.cfg.storage, self.cfg.name).root
@@ -47,7 +52,7 @@ class Job:
 
     id: str
     run: str
-    """Name of the run or sweep."""
+    """Name of the run."""
     state: str
     """The scheduler's own word."""
     alive: bool
@@ -59,6 +64,8 @@ class Job:
     """Where the run lies; "" if the scheduler has forgotten."""
     log: str
     """File of its output; "" if there is none."""
+    sweep: str = ""
+    """Name of the sweep that the run is of; "" if it is of none."""
 
     @property
     def line(self) -> str:

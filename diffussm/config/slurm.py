@@ -15,7 +15,7 @@ _OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:+@%&|*()\[\]=/!-]{1,512}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=[^\x00-\x1f\x7f]*")
 _RESERVED = (
     *("--job-name", "--output", "--error", "--nodes", "--signal", "--requeue", "--no-requeue"),
-    *("--wrap", "--parsable", "--array"),
+    *("--wrap", "--parsable", "--array", "--comment"),
 )
 
 _AT_LEAST_0: Rule = (lambda value: value >= 0, "0 or more")
@@ -69,7 +69,8 @@ def problems(cfg: SlurmConfig) -> Iterator[str]:
         if not is_line(mount) or not mount or "," in mount:
             yield f"slurm.mounts: found {mount!r}; allowed: OUTSIDE:INSIDE without commas and control characters"
     for option in cfg.options:
-        if not _OPTION.fullmatch(option) or option.partition("=")[0] in _RESERVED:
+        name = option.partition("=")[0]  # sbatch takes a beginning for the whole
+        if not _OPTION.fullmatch(option) or any(each.startswith(name) for each in _RESERVED):
             yield (
                 f"slurm.options: found {option!r}; allowed: --name or --name=value of plain characters, none of "
                 f"{', '.join(_RESERVED)} (the job sets those)"

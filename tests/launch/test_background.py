@@ -74,6 +74,8 @@ def test_the_job_reads_the_config_that_was_submitted(submission: Submission) -> 
     assert submission.config in text
 
 
-def test_a_sweep_needs_a_scheduler(submission: Submission) -> None:
-    with pytest.raises(UsageError, match="--sweep"):
-        Background().submit(Submission(submission.cfg, submission.config, (("name=a-0",),)))
+def test_a_sweep_needs_a_scheduler_and_a_dry_run_says_so_too(submission: Submission) -> None:
+    sweep = Submission(submission.cfg, submission.config, (("name=a-0",),))
+    for ask in (Background().submit, Background().render):
+        with pytest.raises(UsageError, match="--sweep"):
+            ask(sweep)

@@ -32,7 +32,7 @@ class Place:
     def jobs(self, run: str = "") -> list[Job]:
         if not self.reachable:
             raise MissingError("place: cannot be reached")
-        return [job for job in self.given if run in ("", job.run)]
+        return [job for job in self.given if run in ("", job.run, job.sweep)]
 
     def logs(self, job: Job, lines: int) -> Iterator[str]:
         return tail(job.log, lines)
@@ -66,6 +66,20 @@ def test_a_run_is_found_by_its_name_and_its_place_by_its_job(places: list[Place]
     assert "job 7: running, restart 1 (n1)" in text
     assert "64 images" in text
     assert "not asked: place: cannot be reached" in text
+
+
+def test_a_sweep_is_its_jobs_and_each_run_of_it_has_a_place(places: list[Place], job: Job, tmp_path: Path) -> None:
+    one, two = (
+        replace(job, id=f"7_{task}", run=f"a-{task}", sweep="a", root=f"{tmp_path}/runs/a-{task}") for task in (0, 1)
+    )
+    Path(two.root).mkdir(parents=True)
+    (Path(two.root) / "metrics.jsonl").write_text(json.dumps({"images": 64, "loss": 0.5}) + "\n")
+    places[0].given = [one, two]
+    assert runs.told(runs.status("a")).splitlines()[:2] == [one.line, two.line]
+    assert not runs.status("a")["store"]["found"]
+    assert runs.status("a-1")["store"]["images"] == 64
+    assert runs.stop("a-1", now=False).startswith("7_1 stopped")
+    assert places[0].stopped == [("7_1", False)]
 
 
 def test_without_a_job_the_storage_knows_it(

@@ -23,7 +23,7 @@ SHOWN = (
 
 
 def test_a_running_job() -> None:
-    job = described(SHOWN)
+    (job,) = described(SHOWN)
     assert (job.id, job.run, job.state, job.alive, job.where) == ("12", "a-run", "RUNNING", True, "n[1-2]")
     assert (job.restarts, job.root, job.log) == (2, "/s t/it's/a-run", "/my logs/diffussm-a-run-12.log")
     assert "restart 2" in job.line
@@ -31,26 +31,33 @@ def test_a_running_job() -> None:
 
 def test_a_waiting_job_says_why() -> None:
     line = SHOWN.replace("JobState=RUNNING Reason=None", "JobState=PENDING Reason=BeginTime")
-    job = described(line.replace("NodeList=n[1-2]", "NodeList="))
+    (job,) = described(line.replace("NodeList=n[1-2]", "NodeList="))
     assert (job.alive, job.where) == (True, "BeginTime")
 
 
-def test_a_task_of_an_array_and_one_that_has_not_begun() -> None:
-    line = SHOWN.replace("JobId=12 ", "JobId=14 ArrayJobId=12 ArrayTaskId=2 ")
-    assert described(line).id == "12_2"
+def test_tasks_of_an_array_are_runs_of_a_sweep_also_those_that_have_not_begun() -> None:
+    line = SHOWN.replace("JobId=12 ", "JobId=14 ArrayJobId=12 ArrayTaskId=2 ").replace("it%27s/a-run", "it%27s")
+    (job,) = described(line)
+    assert (job.id, job.run, job.sweep, job.root) == ("12_2", "a-run-2", "a-run", "/s t/it's/a-run-2")
     waiting = described(
-        line.replace("ArrayTaskId=2", "ArrayTaskId=3-5").replace("StdOut=/my logs/", "StdOut=/my logs/%A")
+        line.replace("ArrayTaskId=2", "ArrayTaskId=3-5,8-12:2%4").replace("a-run-12.log", "a_4294967294.log")
     )
-    assert (waiting.id, waiting.log) == ("14", "")
+    assert [(job.id, job.run, job.log) for job in waiting] == [
+        (f"12_{task}", f"a-run-{task}", "") for task in (3, 4, 5, 8, 10, 12)
+    ]
 
 
 def test_unknown_keys_are_passed_over() -> None:
-    assert described(SHOWN + " ResvPorts=1 Some:New/Key=a b").log == "/my logs/diffussm-a-run-12.log"
+    assert described(SHOWN + " ResvPorts=1 Some:New/Key=a b")[0].log == "/my logs/diffussm-a-run-12.log"
 
 
 def test_the_memory_of_sacct() -> None:
     text = "9|diffussm-a|CANCELLED by 0|n1|/s/a\n8|other|COMPLETED|n1|\n7|diffussm-b|TIMEOUT|None assigned|s3://x/b\n"
-    first, second = remembered(text)
+    text += "6_1|diffussm-c|COMPLETED|n1|/s\n6_[2-3]|diffussm-c|PENDING|None assigned|/s\n"
+    first, second, third = remembered(text)
+    assert (third.id, third.run, third.sweep, third.root) == ("6_1", "c-1", "c", "/s/c-1")
+    assert remembered(text, "c-1") == remembered(text, "c") == [third]
+    assert remembered(text, "c-2") == []
     assert (first.id, first.run, first.state, first.alive, first.root) == ("9", "a", "CANCELLED", False, "/s/a")
     assert (second.run, second.where, second.root) == ("b", "", "s3://x/b")
 
@@ -59,6 +66,7 @@ QUEUED = {
     "job_id": 12,
     "array_job_id": 0,
     "array_task_id": None,
+    "array_task_string": "",
     "name": "diffussm-a-run",
     "user_id": 1000,
     "user_name": "me",
@@ -81,9 +89,9 @@ def shown(**changes: Any) -> str:
 
 
 def test_json_says_what_the_words_say() -> None:
-    assert queued(shown(), "", 1000) == [described(SHOWN)]
+    assert queued(shown(), "", 1000) == described(SHOWN)
     newer = {"job_state": ["RUNNING"], "array_job_id": number(0), "array_task_id": number(None)}
-    assert queued(shown(**newer, job_id=12), "a-run", 1000) == [described(SHOWN)]
+    assert queued(shown(**newer, job_id=12), "a-run", 1000) == described(SHOWN)
 
 
 def test_json_of_a_task_of_an_array_and_of_one_that_has_not_begun() -> None:
@@ -91,9 +99,12 @@ def test_json_of_a_task_of_an_array_and_of_one_that_has_not_begun() -> None:
     for parent, task in ((12, 2), (number(12), number(2))):
         (job,) = queued(shown(**array, array_job_id=parent, array_task_id=task), "", 1000)
         assert (job.id, job.log) == ("12_2", "/l/diffussm-a-run-12_2.log")
-    waits = {"job_state": ["PENDING"], "state_reason": "Priority", "nodes": ""}
-    (job,) = queued(shown(**array, **waits, array_job_id=12, array_task_id=None), "", 1000)
-    assert (job.id, job.log, job.alive, job.where) == ("14", "", True, "Priority")
+    waits = {"job_state": ["PENDING"], "state_reason": "Priority", "nodes": "", "array_task_string": "3-5%1"}
+    text = shown(**array, **waits, array_job_id=12, array_task_id=None)
+    assert [job.id for job in queued(text, "a-run", 1000)] == ["12_3", "12_4", "12_5"]
+    (job,) = queued(text, "a-run-4", 1000)
+    assert (job.id, job.log, job.alive, job.where) == ("12_4", "", True, "Priority")
+    assert queued(text, "a-run-6", 1000) == []
 
 
 def test_json_of_others_and_of_other_runs_is_passed_over() -> None:
@@ -129,11 +140,13 @@ ACCOUNTED = {
 
 def test_the_json_of_sacct() -> None:
     newer = ACCOUNTED | {"array": {"job_id": 9, "task_id": number(1)}, "state": {"current": ["TIMEOUT"], "reason": ""}}
-    text = json.dumps({"errors": [], "jobs": [ACCOUNTED, newer, ACCOUNTED | {"user": "other"}]})
+    waits = newer | {"array": {"job_id": 9, "task_id": number(None)}}
+    text = json.dumps({"errors": [], "jobs": [ACCOUNTED, newer, waits, ACCOUNTED | {"user": "other"}]})
     assert accounted(text, "b", "me") == []
     first, second = accounted(text, "a", "me")
     assert [first] == remembered("9|diffussm-a|CANCELLED by 0|n1|/s/a")
-    assert (second.id, second.state) == ("9_1", "TIMEOUT")
+    assert (second.id, second.state, second.run) == ("9_1", "TIMEOUT", "a-1")
+    assert accounted(text, "a-1", "me") == [second]
 
 
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
@@ -159,7 +172,7 @@ def test_where_there_is_no_json_the_words_are_read(
     plain = SHOWN.replace("it%27s", "its")
     said = JSON_OR.format(answer, LISTED)
     commands(tmp_path, monkeypatch, squeue=said, scontrol=f"echo '{plain}'")
-    assert squeue.jobs("a-run") == [described(plain)]
+    assert squeue.jobs("a-run") == described(plain)
 
 
 def test_a_slurm_that_does_not_answer_is_no_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

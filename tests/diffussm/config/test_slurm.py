@@ -48,6 +48,8 @@ def test_what_slurm_writes_is_allowed(value: str) -> None:
         ("options", ["--nice=$(id)"]),
         ("options", ["--wrap=id"]),
         ("options", ["--job-name=x"]),
+        ("options", ["--comment=x"]),
+        ("options", ["--comm=x"]),
         ("logs", ""),
         ("logs", "a\nb"),
         ("logs", "a%j"),

@@ -1,6 +1,7 @@
 """Jobs on real Slurm daemons: preempted, requeued, killed, cancelled, refused. What runs inside them is a stand-in.
 
-tests/e2e/test_slurm.py does the same with real training.
+Real are the daemons and the batch script; Ray and the driver are played. With real training tests/e2e/test_slurm.py is
+preempted, loses a node and reaches its time limit.
 """
 
 from __future__ import annotations
@@ -138,19 +139,20 @@ def test_json_and_words_tell_the_same_of_real_jobs(cluster: SlurmCluster, tmp_pa
     plain = ["--comment=/s%20t/a", f"--output={tmp_path}/lo gs/%x-%j.log", "--wrap=sleep 600"]
     runs = cluster.run("sbatch", "--parsable", "--job-name=diffussm-runs", *plain).stdout.strip()
     waits = cluster.run("sbatch", "--parsable", "--hold", "--job-name=diffussm-waits", *plain).stdout.strip()
-    array = cluster.run("sbatch", "--parsable", "--hold", "--array=0-2", "--job-name=diffussm-sweep", "--wrap=true")
+    held = ["sbatch", "--parsable", "--hold", *plain]
+    tasks = ",".join(str(task) for task in range(0, 300, 3))  # longer than what Slurm shows unasked
+    array = cluster.run(*held, f"--array={tasks}", "--job-name=diffussm-sweep").stdout.strip()
     cluster.wait(lambda: cluster.state(runs) == "RUNNING", "a job that runs")
     code = (
         "import dataclasses, json; from launch import squeue; print(json.dumps([[dataclasses.asdict(job) for job in "
         "sorted(found, key=lambda job: job.id)] for found in (squeue.listed_by_json(), squeue.listed_by_words())]))"
     )
     by_json, by_words = json.loads(cluster.run(sys.executable, "-c", code).stdout)
-    ours = {runs, waits, array.stdout.strip()}
-    assert ours <= {job["id"] for job in by_json}
-    for job in (*by_json, *by_words):
-        if job["id"] == array.stdout.strip():
-            assert job["log"] == ""  # no task of it has begun
     assert by_json == by_words
+    found = {job["id"]: job for job in by_json}
+    assert {runs, waits, *(f"{array}_{task}" for task in range(0, 300, 3))} <= found.keys()
+    assert found[f"{array}_297"]["run"] == "sweep-297"
+    assert found[f"{array}_297"]["log"] == ""  # it has not begun
 
 
 @pytest.mark.long
@@ -255,7 +257,26 @@ def test_one_task_of_a_sweep_comes_back_alone(cluster: SlurmCluster, tmp_path: P
     work.until_started(3)
     cluster.wait(lambda: cluster.idle(2), "the array to end")
     assert [start["overrides"][-2] for start in work.starts] == ["name=sweep-0", "name=sweep-1", "name=sweep-1"]
+    for task, how in enumerate(("failed", "completed")):
+        assert f"sweep-{task}  job {job}_{task}: {how}" in cluster.diffussm("status", f"sweep-{task}").stdout
+    assert "code 64" in cluster.diffussm("logs", "sweep-0").stdout
     assert work.starts[1]["SLURM_JOB_ID"] == job, "this was that task"
+
+
+@pytest.mark.long
+def test_a_run_of_a_sweep_is_looked_after_by_its_name(cluster: SlurmCluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, "wait", "wait", name="sweep", array_limit=1)
+    job = work.submit("--sweep", "seed=1,2,3")
+    work.until_started(1)
+    assert "is cancelled" in cluster.diffussm("stop", "sweep-1").stdout  # it waits
+    alone = cluster.diffussm("submit", str(work.path), "name=sweep-2", check=False)
+    assert alone.returncode == 2
+    assert f"job {job}_2: pending" in alone.stderr
+    assert "asked to save and leave" in cluster.diffussm("stop", "sweep-0").stdout
+    work.until_started(2)
+    assert work.starts[1]["overrides"][-2] == "name=sweep-2"
+    assert [line.split()[0] for line in cluster.diffussm("stop", "sweep", "--now").stdout.splitlines()] == ["job"]
+    cluster.wait(lambda: cluster.idle(2), "the array to end")
 
 
 @pytest.mark.long
