@@ -115,7 +115,8 @@ class Overseer:
     def _ask(self, wish: Wish, group: int = 0) -> None:
         """Pass on a wish to the ranks of a group, or of any if the whole job must go. Say it when it is news."""
         if wish.level is not Level.NONE and ray.get(self.hub.wish.remote(wish, group)):
-            self._say({"kind": "event", "event": "asked to leave", "reason": wish.reason})
+            event = "asked to regroup" if wish.level is Level.REGROUP else "asked to leave"
+            self._say({"kind": "event", "event": event, "reason": wish.reason})
 
     def _watch(self) -> None:
         """Nodes that go and come, the notice file, and ranks that hang."""

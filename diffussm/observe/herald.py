@@ -13,7 +13,7 @@ from typing import Any
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.naming import RunPaths
-from diffussm.observe.events import DRIVER, Journal, Lines, count_lines
+from diffussm.observe.events import DRIVER, Journal, Lines, count_lines, read_journal
 from diffussm.observe.log import Narrator
 from diffussm.observe.mirror import Mirror
 from diffussm.observe.sinks import Sink
@@ -60,6 +60,7 @@ class Herald:
         if cfg.observe.tensorboard:
             make_board = partial(TensorBoard, Mirror(store, "tensorboard", scratch))
             self._sinks.append(Sink("TensorBoard", make_board, narrator.say))
+        narrator.recall(read_journal(store, DRIVER))
         self._journal = Journal(store, DRIVER)
         self._log = Lines(store, LOG)
         narrator.log = self._log.append

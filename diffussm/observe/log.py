@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import RenderableType
 
 from diffussm.observe.panel import Known, draw, values
+from diffussm.observe.scalars import is_failure
 from diffussm.observe.screen import Screen
 from diffussm.observe.words import duration
 
@@ -85,6 +86,11 @@ class Narrator:
             case "event":
                 details = {key: value for key, value in record.items() if key not in QUIET}
                 self.say(f"{record['event']}: " + ", ".join(f"{key} {value}" for key, value in details.items()))
+
+    def recall(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Know the failures that earlier starts wrote down, without saying them again."""
+        for record in filter(is_failure, records):
+            self._known = self._known.hear({"kind": "event"} | dict(record), self._clock())
 
     def _train(self) -> None:
         """Redraw the panel, and from time to time say the same in a line where there is none."""

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from diffussm.observe.scalars import is_failure
 from diffussm.observe.words import count, duration, short
 
 NARROW = 76
@@ -33,9 +34,10 @@ class Known:
     start: int = 1
     checkpoint: int | None = None
     """Images of the newest checkpoint in storage."""
-    saved_s: float = 0.0
-    """When it was told, on the clock of `draw`."""
+    saved_s: float | None = None
+    """When that was told, on the clock of `draw`; None for the one that a start went on from."""
     faults: int = 0
+    """Of all starts."""
     fault: str = ""
     """The last one."""
 
@@ -48,10 +50,13 @@ class Known:
             losses = known.losses if loss is None else (*known.losses, float(loss))[-CURVE:]
             return replace(known, progress=record, losses=losses)
         if event in ("started", "resumed"):
-            return replace(known, workers=record.get("world_size", 0))
+            known = replace(known, workers=record.get("world_size", 0))
+            if event == "resumed" and record["images"] != known.checkpoint:  # this driver has seen no save of it
+                known = replace(known, checkpoint=int(record["images"]), saved_s=None)
+            return known
         if event == "saved" and record.get("tier") == "storage":
             return replace(known, checkpoint=int(record["images"]), saved_s=now)
-        if event == "failure":
+        if is_failure(record):
             return replace(known, faults=known.faults + 1, fault=str(record.get("cause", "")))
         return known
 
@@ -61,7 +66,8 @@ def values(known: Known, now: float) -> dict[str, str]:
     told = known.progress or {}
     saved = "none yet"
     if known.checkpoint is not None:
-        saved = f"{known.checkpoint:,}  {duration(now - known.saved_s)} ago"
+        since = "went on from it" if known.saved_s is None else f"{duration(now - known.saved_s)} ago"
+        saved = f"{known.checkpoint:,}  {since}"
     faults = f"{known.faults}" + (f"  last: {known.fault}" if known.fault else "")
     if told.get("nonfinite_steps"):
         faults += f"  skipped steps {told['nonfinite_steps']}"

@@ -19,13 +19,24 @@ class Urgency(Enum):
 ALERTS = {
     "non-finite step": Urgency.WARNING,
     "save failed": Urgency.WARNING,
+    "averages save failed": Urgency.WARNING,
     "straggler": Urgency.WARNING,
+    "bad node": Urgency.WARNING,
     "asked to leave": Urgency.WARNING,
     "hang": Urgency.ERROR,
     "failure": Urgency.ERROR,
     "stopped": Urgency.ERROR,
 }
 """Events that somebody should hear of at once: `asked to leave` is a preemption."""
+
+
+ORDERLY = frozenset({"preemption", "regroup"})
+"""Causes of a `failure` of the group that is none: it saved and left because it was asked to."""
+
+
+def is_failure(record: Mapping[str, Any]) -> bool:
+    """Whether an event says that the group of workers failed. Pure."""
+    return record.get("event") == "failure" and record.get("cause") not in ORDERLY
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
@@ -60,6 +71,8 @@ def alert(record: Mapping[str, Any]) -> tuple[str, str, Urgency] | None:
     """Title, text and urgency of an event that is worth an alert; None for all others."""
     event = record.get("event")
     if record.get("kind") != "event" or event not in ALERTS:
+        return None
+    if event == "failure" and not is_failure(record):
         return None
     details = {k: v for k, v in record.items() if k not in ("kind", "event")}
     return str(event), ", ".join(f"{name} {value}" for name, value in details.items()), ALERTS[event]

@@ -13,7 +13,7 @@ from diffussm.config.schema import Config
 from diffussm.data import latents
 from diffussm.data.cursor import Cursor
 from diffussm.diffusion.process import Process
-from diffussm.errors import DiffuSSMError
+from diffussm.errors import DiffuSSMError, Preempted, Regroup
 from diffussm.model import build_model
 from diffussm.model.counts import count
 from diffussm.naming import RunPaths
@@ -106,6 +106,10 @@ def train(
             enter(Phase.DATA)
         data.close()
         logger.event("trained", images=at.images)
+    except Preempted as error:  # nothing went wrong: the state is saved
+        cause = "regroup" if isinstance(error, Regroup) else "preemption"
+        logger.event("left", images=at.images, cause=cause, reason=error.message)
+        raise
     except DiffuSSMError as error:
         logger.event("stopped", images=at.images, reason=error.message)
         raise

@@ -74,7 +74,7 @@ class Scene:
             assert self._looked.wait_for(lambda: self._looks >= wanted, timeout=20)
 
     def asked(self) -> list[str]:
-        return [record["reason"] for record in self.said if record["event"] == "asked to leave"]
+        return [record["reason"] for record in self.said if record["event"].startswith("asked to ")]
 
     def _look(self) -> list[Node]:
         with self._looked:
@@ -113,6 +113,7 @@ def test_a_run_is_asked_to_grow_again_after_it_had_to_shrink_again(scene: Scene)
         scene.looks()
         assert scene.hub.asked().level is Level.REGROUP
         assert scene.asked() == times * ["2 workers could be had, 1 work"]
+        assert "asked to leave" not in {record["event"] for record in scene.said}  # that would be an alert
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), SystemExit(1)])

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffussm.observe.goodput import CAUSES
 from diffussm.observe.report.gather import Story
+from diffussm.observe.scalars import is_failure
 
 Figure = dict[str, Any]
 
@@ -19,9 +20,13 @@ CAUSE_COLOURS = {
     "idle": "bad",
 }  # fmt: skip
 FAULTS = (
-    "failure", "stopped", "hang", "asked to leave", "non-finite step", "checkpoint refused", "delete failed", "error",
+    "failure", "stopped", "hang", "non-finite step", "save failed", "averages save failed", "checkpoint refused",
+    "local checkpoints refused", "delete failed", "averages delete failed", "straggler", "bad node",
+    "places not stored", "profile not stored", "evaluation failed", "encoder lost", "error",
 )  # fmt: skip
-"""Events that are drawn as faults, matched at the beginning of their name."""
+"""Events that are drawn as faults, matched at the beginning of their name; a `failure` by request is none."""
+TOLD_AGAIN = ("stopped", "hang")
+"""Those that the `failure` of the same start tells once more."""
 SMOOTH_SHARE = 0.03
 """Share of the curve that one smoothed point averages over, about."""
 
@@ -138,7 +143,15 @@ def timeline(story: Story) -> Figure:
 
 def is_fault(event: Mapping[str, Any]) -> bool:
     """Whether an event says that something went wrong."""
-    return str(event.get("event", "")).startswith(FAULTS)
+    name = str(event.get("event", ""))
+    return is_failure(event) if name == "failure" else name.startswith(FAULTS)
+
+
+def count_faults(events: Sequence[Mapping[str, Any]]) -> int:
+    """How often something went wrong; what rank 0, the watchdog and the driver tell of one end is one. Pure."""
+    failed = {event.get("attempt") for event in events if is_failure(event)}
+    doubled = [e for e in events if e.get("event") in TOLD_AGAIN and e.get("attempt") in failed]
+    return sum(map(is_fault, events)) - len(doubled)
 
 
 def told(event: Mapping[str, Any]) -> str:

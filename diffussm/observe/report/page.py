@@ -11,8 +11,9 @@ from typing import Any
 
 from diffussm.config.explain import describe, plain_text
 from diffussm.observe.goodput import CAUSES
-from diffussm.observe.report.figures import figures, is_fault, stamp, told
+from diffussm.observe.report.figures import count_faults, figures, is_fault, stamp, told
 from diffussm.observe.report.gather import Grid, Story
+from diffussm.observe.scalars import is_failure
 from diffussm.observe.words import duration
 
 TEMPLATE = "page.html.j2"
@@ -69,18 +70,25 @@ def render(story: Story, *, now: float | None = None) -> str:
 
 
 def state(story: Story) -> str:
-    """finished, trained, stopped, or underway: what the run's own files say."""
+    """finished, trained, preempted, stopped, or underway: what the run's own files say of its newest start."""
     if story.summary is not None:
         return "finished"
-    last = str(story.events[-1].get("event", "")) if story.events else ""
-    if last in ("stopped", "preempted"):
-        return last
-    return "trained" if last == "trained" else "underway or interrupted"
+    newest = max((event.get("attempt", 0) for event in story.events), default=0)
+    start = [event for event in story.events if event.get("attempt", 0) == newest]
+    if any(event.get("event") == "trained" for event in start):
+        return "trained"
+    # Rank 0 says that it left or stopped, and after it the driver what it makes of that.
+    ends = [event for event in start if event.get("event") in ("left", "stopped", "failure")]
+    for event in ends:
+        if event.get("event") == "stopped" or (event.get("decision") == "stop" and is_failure(event)):
+            return "stopped"
+    asked = any(event.get("cause") == "preemption" for event in ends)
+    return "preempted" if asked else "underway or interrupted"
 
 
 def tiles(story: Story) -> list[tuple[str, str, str]]:
     """(what, value, remark) for the row of numbers at the top."""
-    total, faults = story.total_images, sum(map(is_fault, story.events))
+    total, faults = story.total_images, count_faults(story.events)
     last: Mapping[str, Any] = story.metrics[-1] if story.metrics else {}
     share = f"{story.images / total:.1%} of {total:,}" if total else ""
     made = [("images", f"{story.images:,}", share)]

@@ -97,3 +97,18 @@ def test_all_of_an_end_shares_one_deadline(tmp_path: Path, monkeypatch: Any) -> 
     assert "W&B did not finish" in stream.getvalue()
     assert "W&B's last files did not reach the bucket in time" in stream.getvalue()
     gate.set()
+
+
+def test_a_new_driver_knows_the_faults_of_earlier_starts(tmp_path: Path) -> None:
+    cfg, store = config(tmp_path, wandb=WandbMode.disabled), open_store(str(tmp_path / "r"))
+    failure = {"event": "failure", "decision": "restart", "reason": "rank 1"}
+    for attempt, cause in ((1, "worker died"), (2, "preemption")):
+        first = Herald(cfg, store, Narrator(io.StringIO()), {})
+        first.hear({"kind": "event", "attempt": attempt, "cause": cause} | failure)
+        first.close()
+    stream = io.StringIO()
+    second = Herald(cfg, store, Narrator(stream), {})
+    second.hear(PROGRESS)
+    second.close()
+    assert "faults 1  last: worker died" in stream.getvalue()
+    assert len(stream.getvalue().splitlines()) == 1  # what is known is not said again

@@ -106,3 +106,17 @@ def test_a_real_terminal_shows_one_panel_below_the_lines_and_takes_it_down() -> 
     assert not any(line.startswith("╭") for line in seen)
     assert "the end" in seen
     assert terminal.child.returncode == 0
+
+
+def test_a_start_knows_what_it_went_on_from() -> None:
+    resumed = {"kind": "event", "event": "resumed", "images": 40, "world_size": 2, "attempt": 2}
+    saved = {"kind": "event", "event": "saved", "images": 40, "tier": "storage"}
+    assert values(told([resumed]), now=9.0)["checkpoint"] == "40  went on from it"
+    assert values(told([saved, resumed]), now=9.0)["checkpoint"] == "40  0:09 ago"  # this driver saw the save
+    back = values(told([saved | {"images": 48}, resumed]), now=9.0)["checkpoint"]
+    assert back == "40  went on from it"  # the newer one was refused
+
+
+def test_a_group_that_was_asked_to_leave_is_no_fault() -> None:
+    asked = {"kind": "event", "event": "failure", "cause": "regroup", "decision": "grow", "reason": "2 could be had"}
+    assert values(told([asked]), now=0.0)["faults"] == "0"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from diffussm.observe.scalars import Urgency, alert, saved_checkpoint, scalars
+from cluster.policy import FREE
+from diffussm.observe.scalars import ORDERLY, Urgency, alert, saved_checkpoint, scalars
 
 
 def test_numbers_of_a_record_are_named_flat_and_others_left_out() -> None:
@@ -26,6 +27,16 @@ def test_faults_and_preemptions_are_alerts() -> None:
     assert leaving == ("asked to leave", "reason SIGTERM", Urgency.WARNING)
     assert alert({"kind": "event", "event": "saved"}) is None
     assert alert({"kind": "progress", "loss": 1.0}) is None
+
+
+def test_a_group_that_left_because_it_was_asked_to_has_not_failed() -> None:
+    assert {cause.value for cause in FREE} == ORDERLY
+    failure = {"kind": "event", "event": "failure", "decision": "stop", "reason": "SIGUSR1 to the driver"}
+    assert alert(failure | {"cause": "preemption"}) is None
+    assert alert(failure | {"cause": "regroup"}) is None
+    found = alert(failure | {"cause": "worker died"})
+    assert found is not None
+    assert found[2] is Urgency.ERROR
 
 
 def test_only_checkpoints_in_storage_are_pointed_to() -> None:

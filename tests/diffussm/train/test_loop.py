@@ -15,8 +15,10 @@ from diffussm.checkpoint import restore
 from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import CheckpointConfig, Config
-from diffussm.errors import DivergedError
+from diffussm.errors import DivergedError, Preempted
+from diffussm.observe.events import read_journal
 from diffussm.train import loop
+from diffussm.train.control import Control, Level, Wish
 from diffussm.train.world import current
 from tests.runs import BATCH, final_losses, tiny_run
 
@@ -165,3 +167,15 @@ def test_a_run_that_is_never_finite_is_stopped_and_keeps_its_last_checkpoint(cfg
     for key, tensor in state(healthy).items():
         if not key.startswith("ema-power-"):  # they count images, and more were seen
             assert torch.equal(tensor, before[key])
+
+
+@pytest.mark.world_size(1)
+def test_a_training_that_was_asked_to_leave_says_that_it_left(cfg: Config, tmp_path: Path) -> None:
+    control, said = Control(), list[dict[str, Any]]()
+    control.wish = Wish(Level.LEAVE, reason="SIGTERM to the driver")
+    cfg.cluster.workers = 1
+    with pytest.raises(Preempted):
+        loop.train(cfg, current(torch.device("cpu")), 1, tmp_path / "scratch", said.append, control)
+    last = read_journal(open_store(f"{cfg.storage}/{cfg.name}"), "events.jsonl")[-1]
+    assert (last["event"], last["cause"], last["images"]) == ("left", "preemption", 2 * BATCH)
+    assert "stopped" not in {record.get("event") for record in said}

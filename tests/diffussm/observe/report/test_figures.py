@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffussm.observe.goodput import CAUSES
-from diffussm.observe.report.figures import CAUSE_COLOURS, figures, is_fault, score, smoothed, told
+from diffussm.observe.report.figures import CAUSE_COLOURS, count_faults, figures, is_fault, score, smoothed, told
 from diffussm.observe.report.gather import Story, gather
 from tests.diffussm.observe.report import stories
 
@@ -49,6 +49,18 @@ def test_faults_are_told_from_events() -> None:
     assert is_fault({"event": "failure"})
     assert not is_fault({"event": "saved"})
     assert told({"event": "saved", "time": 3, "attempt": 1, "images": 8}) == "saved: images 8"
+
+
+def test_one_end_is_one_fault_and_a_preemption_is_none() -> None:
+    failure = {"event": "failure", "attempt": 1, "cause": "hang", "decision": "restart"}
+    events = [{"event": "hang", "attempt": 1}, {"event": "evidence", "attempt": 1}, failure]
+    assert count_faults(events) == 1
+    assert count_faults(events[:1]) == 1  # the driver was lost before it could decide
+    assert count_faults([*events, {"event": "hang", "attempt": 2}]) == 2
+    for name in ("save failed", "averages save failed", "straggler", "bad node"):
+        assert count_faults([{"event": name, "attempt": 1}]) == 1
+    orderly = [{"event": "asked to regroup"}, {"event": "left", "cause": "regroup"}, failure | {"cause": "regroup"}]
+    assert count_faults(orderly) == 0
 
 
 def test_smoothing_keeps_a_constant_and_follows_a_curve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from diffussm.observe.report.gather import gather
-from diffussm.observe.report.page import for_script, render, state
+from diffussm.observe.report.page import for_script, render, state, tiles
 from tests.diffussm.observe.report import stories
 
 PHONE_PX = (390, 800)
@@ -136,3 +137,39 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, browser: Any) -> N
     browser.get(path.as_uri())
     assert find(browser, "h1").text == "a-run"
     assert errors(browser) == []
+
+
+PREEMPTED: list[dict[str, Any]] = [  # what journals have of docs/examples/preempted-slurm-job.log, first start
+    {"event": "started", "images": 0, "world_size": 2},
+    {"event": "asked to leave", "reason": "SIGUSR1 to the driver"},
+    {"event": "saved", "images": 928, "tier": "storage"},
+    {"event": "left", "images": 928, "cause": "preemption", "reason": "SIGUSR1 to the driver: saved at 928 images"},
+    {"event": "evidence", "folder": "attempts/1/postmortem"},
+    {"event": "failure", "cause": "preemption", "decision": "stop", "reason": "rank 0: SIGUSR1 to the driver"},
+]
+
+
+def told(events: list[dict[str, Any]], attempt: int = 1) -> list[dict[str, Any]]:
+    return [{"time": 1.0 + number, "attempt": attempt} | event for number, event in enumerate(events)]
+
+
+def test_a_preemption_is_no_fault_and_the_page_says_so(tmp_path: Path) -> None:
+    story = gather(stories.run(tmp_path), "a-run")
+
+    def said(events: list[dict[str, Any]]) -> tuple[str, str]:
+        shown = replace(story, events=events)
+        return state(shown), tiles(shown)[-1][2]
+
+    first = told(PREEMPTED)
+    assert said(first) == ("preempted", "0 faults")
+    assert said(first[:4]) == ("preempted", "0 faults")  # the driver was lost first
+    again = told([{"event": "resumed", "images": 928}], attempt=2)
+    assert said([*first, *again]) == ("underway or interrupted", "0 faults")
+    regroup = [{"event": "left", "cause": "regroup"}, {"event": "failure", "cause": "regroup", "decision": "grow"}]
+    assert said([*first, *told(regroup, 2)]) == ("underway or interrupted", "0 faults")
+    wrong = [{"event": "stopped", "reason": "loss is not finite"}, {"event": "evidence"}]
+    wrong.append({"event": "failure", "cause": "non-finite", "decision": "stop"})
+    assert said([*first, *told(wrong, 2)]) == ("stopped", "1 fault")
+    died = [{"event": "failure", "cause": "worker died", "decision": "restart"}]
+    assert said([*first, *told(died, 2)]) == ("underway or interrupted", "1 fault")
+    assert said([*first, *told([{"event": "trained"}], 2)]) == ("trained", "0 faults")
