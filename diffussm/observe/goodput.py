@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,16 +31,24 @@ class Ledger:
     def __init__(self, store: Store, attempt: int, fence: Fence | None = None) -> None:
         """`fence` keeps a superseded attempt from writing over the book of a newer one."""
         self._journal, self._attempt = Journal(store, KEY, fence), attempt
-        known = [record["images"] for record in read_journal(store, KEY) if "images" in record]
-        self._done_before = max(known, default=0)
+        self._before = summarize(read_journal(store, KEY))
+        self._began_s = self._before.began_s
+        self._last_s = 0.0
         self._last: Mapping[str, float] = {}
         self._booked: dict[str, float] = {}
 
     @property
     def share(self) -> float | None:
-        """Share of this start's booked time that was spent on steps that stand; None before anything is booked."""
-        total = sum(self._booked.values())
-        return round(self._booked.get("step", 0.0) / total, 4) if total else None
+        """Share of the run's time so far, over all starts, that was spent on steps that stand, as the report has it.
+
+        None before anything is booked.
+        """
+        if not self._booked:
+            return None
+        assert self._began_s is not None  # noqa: S101 - something is booked
+        booked = self._before.total_s + sum(self._booked.values())
+        good = self._before.seconds["step"] + self._booked.get("step", 0.0)
+        return round(good / max(self._last_s - self._began_s, booked, 1e-9), 4)
 
     def begin(self, images: int, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The start is over and training goes on at `images`; `seconds` by phase since the process began."""
@@ -50,7 +59,7 @@ class Ledger:
         """Book what passed since the last record; `seconds` by phase since the process began, growing."""
         spent = {name: value - self._last.get(name, 0.0) for name, value in seconds.items()}
         work = sum(spent.get(name, 0.0) for name in ("forward", "backward", "reduce", "other"))
-        replayed = images <= self._done_before
+        replayed = images <= self._before.images
         parts = {
             "data": spent.get("data", 0.0),
             "save": spent.get("save", 0.0),
@@ -72,6 +81,9 @@ class Ledger:
     ) -> dict[str, Any]:
         self._last = dict(seconds)
         rounded = {name: round(value, 4) for name, value in parts.items()}
+        self._last_s = time.time()
+        if self._began_s is None:
+            self._began_s = self._last_s - sum(parts.values())
         for name, value in parts.items():
             self._booked[name] = self._booked.get(name, 0.0) + value
         self._journal.write({"kind": kind, "attempt": self._attempt, "images": images, "seconds": rounded})
@@ -87,6 +99,8 @@ class Goodput:
     """By cause, every one of CAUSES; they add up to the total."""
     attempts: int = 0
     images: int = 0
+    began_s: float | None = None
+    """Seconds since 1970; None before anything is booked."""
 
     @property
     def fraction(self) -> float:
@@ -135,7 +149,7 @@ def summarize(records: Iterable[Mapping[str, Any]]) -> Goodput:
     assert first is not None  # noqa: S101 - there is an attempt
     assert last is not None  # noqa: S101 - likewise
     images = max(record["images"] for group in attempts.values() for record in group)
-    return Goodput(max(last - first, sum(seconds.values())), seconds, len(attempts), images)
+    return Goodput(max(last - first, sum(seconds.values())), seconds, len(attempts), images, first)
 
 
 def goodput(store: Store) -> Goodput:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,20 @@ def test_the_ledger_books_differences_and_knows_what_was_done_before(tmp_path: P
     found = goodput(store).seconds
     assert (found["step"], found["data"], found["save"], found["replayed"]) == (9.0, 1.5, 2.0, 5.0)
     assert (found["start"], found["restore"]) == (4.0, 2.0)
+
+
+def test_the_share_of_a_later_start_is_the_whole_run_s_as_the_report_has_it(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    began = time.time() - 100
+    lines = [record(began + 10, 1, 0, "begin", start=10.0), record(began + 40, 1, 8, step=30.0)]
+    store.write(KEY, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    ledger = Ledger(store, 2)
+    assert ledger.share is None
+    ledger.begin(8, {"start": 20.0})  # of the 60 s since the last line 40 were idle
+    ledger.step(16, {"start": 20.0, "forward": 0.05})
+    assert ledger.share == pytest.approx(30.05 / 100, abs=0.01)
+    ledger.close()
+    assert goodput(store).fraction == pytest.approx(ledger.share, abs=0.001)
 
 
 def test_a_torn_line_keeps_no_run_from_starting(tmp_path: Path) -> None:
