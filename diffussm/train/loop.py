@@ -71,7 +71,11 @@ def train(
     snapshots = Snapshots(saver)
     leaving = Leaving(cfg, control, world.size)
     enter(Phase.RESTORE)
-    at = lineage.begin(cfg, engine, averages, store, logger, saver.restore())
+    try:
+        at = lineage.begin(cfg, engine, averages, store, logger, saver.restore())
+    except DiffuSSMError:
+        logger.close(control.left_s(CLOSE_S))  # it has told which checkpoints are refused, and why
+        raise
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
     logger.begin(at)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diffussm.checkpoint import restore
 from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.store import open_store
 from diffussm.config.schema import CheckpointConfig, Config
-from diffussm.errors import DivergedError, Preempted
+from diffussm.errors import DataError, DivergedError, Preempted
 from diffussm.observe.events import read_journal
 from diffussm.train import loop
 from diffussm.train.control import Control, Level, Wish
@@ -179,3 +180,19 @@ def test_a_training_that_was_asked_to_leave_says_that_it_left(cfg: Config, tmp_p
     last = read_journal(open_store(f"{cfg.storage}/{cfg.name}"), "events.jsonl")[-1]
     assert (last["event"], last["cause"], last["images"]) == ("left", "preemption", 2 * BATCH)
     assert "stopped" not in {record.get("event") for record in said}
+
+
+@pytest.mark.world_size(1)
+def test_a_start_that_cannot_go_on_leaves_whole_journals(cfg: Config, tmp_path: Path) -> None:
+    def refuse(*known: Any) -> None:
+        known[4].event("checkpoint refused", reason="all of them")
+        raise DataError("none is left")
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as broken:
+        broken.setattr(loop.lineage, "begin", refuse)
+        with pytest.raises(DataError):
+            run(cfg, tmp_path)
+    assert not [thread for thread in threading.enumerate() if thread.name == "journal events.jsonl"]
+    (said,) = read_journal(open_store(f"{cfg.storage}/{cfg.name}"), "events.jsonl")
+    assert said["event"] == "checkpoint refused"
