@@ -1,4 +1,4 @@
-"""Evaluations while training goes on: the training never waits for one, and none is lost with a killed start."""
+"""Grids and evaluations while training goes on: it never waits for one, and none is lost with a killed start."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cluster import nodes, scoring
+from cluster import gallery, nodes, scoring
 from cluster.evaluate import JOURNAL, Job, Stopped, workers
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError
-from diffussm.evaluate.run import Result
+from diffussm.naming import grid_key
 from diffussm.observe.events import Journal
 from diffussm.train.intervals import due
 
 LOOK_S = 5.0
 """Between two looks for room in the cluster."""
+EVALUATION = "evaluation"
 STOP_S = 10.0
-"""Longest wait for an evaluation that is to stop: a warned job has little time."""
+"""Longest wait for work that is to stop: a warned job has little time."""
 
 
 def room(resources: Mapping[str, float], cfg: Config) -> int:
-    """How many workers of an evaluation fit into a cluster without touching what the training takes at full size.
+    """How many workers beside the training fit into a cluster without touching what that takes at full size.
 
     Not what is free now: between two attempts of the training everything is, and an evaluation that took it would
     make the training wait.
@@ -40,28 +41,55 @@ def room(resources: Mapping[str, float], cfg: Config) -> int:
     return max(0, min(workers(cfg), *fits))
 
 
-class Beside:
-    """Evaluations while training goes on: hears of each saved checkpoint and never makes the training wait.
+Asked = Callable[[], bool]
 
-    One thread copies the weights of a checkpoint that is due, before the training deletes it; another evaluates them
-    one after another on Ray workers, as soon as the cluster has room for those, and stops when nodes go and the
-    training needs their place. What is not done when the training ends is done then; what a killed start leaves is done
-    by the next.
+
+@dataclass
+class Lane:
+    """One kind of work on the weights of saved checkpoints."""
+
+    name: str
+    every_images: int
+    folder: str
+    """Of what it makes; names begin with the images. Weights that wait lie in its `pending`."""
+    most: int | None
+    """Workers that it can use; None for all that there is room for."""
+    work: Callable[[Config, int, int, Asked], None]
+    """Called with a config that names the kept weights, their images, how many workers there is room for, and what
+    says that they are to stop, upon which it raises Stopped."""
+    last: int = 0
+    """Images of the newest weights that were taken."""
+
+
+class Beside:
+    """Sample grids and evaluations while training goes on: hears of each saved checkpoint, never makes training wait.
+
+    One thread copies the weights of a checkpoint that is due, before the training deletes it; another draws and
+    evaluates them one after another on Ray workers, as soon as the cluster has room for those, and stops when nodes
+    go and the training needs their place. What is not done when the training ends is done then; what a killed start
+    leaves is done by the next.
     """
 
     def __init__(self, cfg: Config, store: Store, announce: Callable[[dict[str, Any]], None]) -> None:
         self._cfg, self._store, self._announce = cfg, store, announce
         self._saved: queue.Queue[int | None] = queue.Queue()
-        self._todo: queue.Queue[int | None] = queue.Queue()
+        self._todo: queue.Queue[tuple[Lane, int] | None] = queue.Queue()
         self._stop, self._trained = threading.Event(), threading.Event()
         self._looked, self._in_the_way = 0.0, False
-        self._last = 0
-        for images in scoring.kept(store):
-            self._todo.put(images)
-            self._last = images
+        # A grid is there sooner than a score, and who looks waits for it.
+        self._lanes = (
+            Lane("samples", cfg.sample.every_images, "samples", 1, self._draw),
+            Lane(EVALUATION, cfg.evaluate.every_images, "evaluations", None, self._score),
+        )
+        for lane in self._lanes:
+            left = scoring.kept(store, lane.folder)
+            done = (key.split("/")[1][:12] for key in store.keys(f"{lane.folder}/"))
+            lane.last = max([0, *left, *(int(images) for images in done if images.isdigit())])
+            for images in left:
+                self._todo.put((lane, images))
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (("keep weights", self._keep), ("evaluate", self._evaluate))
+            for name, work in (("keep weights", self._keep), ("draw and evaluate", self._work))
         ]
         for thread in self._threads:
             thread.start()
@@ -82,48 +110,61 @@ class Beside:
             thread.join(None if finish else STOP_S)
 
     def _keep(self) -> None:
-        every, total = self._cfg.evaluate.every_images, self._cfg.train.images
+        total = self._cfg.train.images
         while (images := self._saved.get()) is not None:
-            # The end is evaluated by the stage after the training.
-            if images >= total or not due(images, images - self._last, every, total):
-                continue
-            try:
-                scoring.keep_weights(self._cfg, self._store, images)
-            except DiffuSSMError as error:
-                self._tell("evaluation skipped", images, error.message)
-                continue
-            self._last = images
-            self._todo.put(images)
+            for lane in self._lanes:
+                every = lane.every_images
+                # Of the end they are made by the stages after the training.
+                if not every or images >= total or not due(images, images - lane.last, every, total):
+                    continue
+                try:
+                    scoring.keep_weights(self._cfg, self._store, images, lane.folder)
+                except DiffuSSMError as error:
+                    self._tell(lane, "skipped", images, error.message)
+                    continue
+                lane.last = images
+                self._todo.put((lane, images))
         self._todo.put(None)
 
-    def _evaluate(self) -> None:
-        while (images := self._todo.get()) is not None:
-            place = scoring.kept_place(self._cfg, images)
-            cfg = replace(self._cfg, sample=replace(self._cfg.sample, weights=place))
+    def _work(self) -> None:
+        while (found := self._todo.get()) is not None:
+            lane, images = found
             try:
-                result = self._beside_training(cfg)
+                self._beside_training(lane, images)
             except Stopped:
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on and the error is shown
-                self._tell("evaluation failed", images, str(error))
+                self._tell(lane, "failed", images, str(error))
                 continue
-            scoring.release(self._store, images)
-            self._announce({"kind": "evaluation", "line": result.line()} | result.record())
+            scoring.release(self._store, images, lane.folder)
 
-    def _beside_training(self, cfg: Config) -> Result:
-        """The result of an evaluation that gives way when the training needs its place, and goes on in another.
+    def _beside_training(self, lane: Lane, images: int) -> None:
+        """Work that gives way when the training needs its place, and goes on in another.
 
         Raises:
             Stopped: the job ends.
         """
+        place = scoring.kept_place(self._cfg, images, lane.folder)
+        cfg = replace(self._cfg, sample=replace(self._cfg.sample, weights=place))
         while True:
-            count = self._wait_for_room()
-            job = Job(cfg, self._store, None, say=lambda line: None, stop=partial(self._must_stop, count))
+            spare = self._wait_for_room()
+            count = spare if lane.most is None else min(lane.most, spare)
             try:
-                return job.on_ray(count)
-            except Stopped:  # its blocks are in the store
+                lane.work(cfg, images, count, partial(self._must_stop, count))
+            except Stopped:  # the blocks of an evaluation are in the store
                 if self._stop.is_set():
                     raise
+            else:
+                return
+
+    def _draw(self, cfg: Config, images: int, count: int, stop: Asked) -> None:
+        png, credit = gallery.draw(cfg, stop)
+        self._store.write(grid_key(images), png)
+        self._announce({"kind": "picture", "name": "samples", "images": images, "png": png, "caption": credit})
+
+    def _score(self, cfg: Config, images: int, count: int, stop: Asked) -> None:
+        result = Job(cfg, self._store, None, say=lambda line: None, stop=stop).on_ray(count)
+        self._announce({"kind": "evaluation", "line": result.line()} | result.record())
 
     def _must_stop(self, count: int) -> bool:
         """Whether the job ends, or nodes went and `count` workers are in the training's way."""
@@ -148,8 +189,10 @@ class Beside:
             raise Stopped
         return workers(self._cfg)
 
-    def _tell(self, event: str, images: int, reason: str) -> None:
+    def _tell(self, lane: Lane, outcome: str, images: int, reason: str) -> None:
+        event = f"{lane.name} {outcome}"
         self._announce({"kind": "event", "event": event, "images": images, "reason": reason})
-        journal = Journal(self._store, JOURNAL)
-        journal.write({"event": event, "images": images, "reason": reason})
-        journal.close()
+        if lane.name == EVALUATION:
+            journal = Journal(self._store, JOURNAL)
+            journal.write({"event": event, "images": images, "reason": reason})
+            journal.close()

@@ -35,11 +35,11 @@ from diffussm.naming import RunPaths, join, weights_kind
 from diffussm.sample import Painter
 
 Say = Callable[[str], None]
-PENDING = "evaluations/pending"
-"""Weights that are kept for an evaluation while training goes on: `<images>.safetensors`."""
+PENDING = "pending"
+"""Folder below `samples` or `evaluations` of the weights that wait for that work: `<images>.safetensors`."""
 
 
-def keep_weights(cfg: Config, store: Store, images: int) -> bool:
+def keep_weights(cfg: Config, store: Store, images: int, folder: str = "evaluations") -> bool:
     """Copy the weights that `sample.ema` names out of the checkpoint after `images` images, which may soon be deleted.
 
     Returns False if they are there already.
@@ -47,7 +47,7 @@ def keep_weights(cfg: Config, store: Store, images: int) -> bool:
     Raises:
         DataError, StorageError: the checkpoint cannot be read.
     """
-    if store.exists(_kept_key(images)):
+    if store.exists(_kept_key(images, folder)):
         return False
     where, manifest = restore.choose(store, images)
     kind = weights_kind(cfg.sample.ema)
@@ -56,27 +56,28 @@ def keep_weights(cfg: Config, store: Store, images: int) -> bool:
     def produce(name: str, start: int, numel: int) -> Tensor:
         return tensors[name].flatten()[start : start + numel]
 
-    weights.write(kept_place(cfg, images), manifest.shapes, produce, images, {"kind": kind, "run": cfg.name})
+    place = kept_place(cfg, images, folder)
+    weights.write(place, manifest.shapes, produce, images, {"kind": kind, "run": cfg.name})
     return True
 
 
-def kept_place(cfg: Config, images: int) -> str:
+def kept_place(cfg: Config, images: int, folder: str = "evaluations") -> str:
     """Where kept weights lie, as `sample.weights` takes them."""
-    return join(RunPaths(cfg.storage, cfg.name).root, _kept_key(images))
+    return join(RunPaths(cfg.storage, cfg.name).root, _kept_key(images, folder))
 
 
-def _kept_key(images: int) -> str:
-    return f"{PENDING}/{images:012d}.safetensors"
+def _kept_key(images: int, folder: str) -> str:
+    return f"{folder}/{PENDING}/{images:012d}.safetensors"
 
 
-def kept(store: Store) -> list[int]:
-    """Images of the checkpoints whose weights wait to be evaluated, oldest first."""
-    return sorted(int(key.split("/")[2].split(".")[0]) for key in store.keys(f"{PENDING}/"))
+def kept(store: Store, folder: str = "evaluations") -> list[int]:
+    """Images of the checkpoints whose weights wait to be worked on, oldest first."""
+    return sorted(int(key.split("/")[2].split(".")[0]) for key in store.keys(f"{folder}/{PENDING}/"))
 
 
-def release(store: Store, images: int) -> None:
+def release(store: Store, images: int, folder: str = "evaluations") -> None:
     """Delete kept weights."""
-    store.delete(_kept_key(images))
+    store.delete(_kept_key(images, folder))
 
 
 class Scorer:
@@ -166,7 +167,8 @@ class Scorer:
     def _plan(self) -> Plan:
         cfg, evaluate = self.cfg, self.cfg.evaluate
         plain = yaml.safe_load(dump(cfg))
-        sampler = {key: value for key, value in plain["sample"].items() if key not in ("per_class", "weights")}
+        beside = ("every_images", "per_class", "weights")  # of grids alone; the weights are here by their digest
+        sampler = {key: value for key, value in plain["sample"].items() if key not in beside}
         settings = {
             "sample": sampler,
             "evaluate": {key: plain["evaluate"][key] for key in ("images", "labels", "batch", "block_images")},

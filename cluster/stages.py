@@ -23,7 +23,7 @@ from diffussm.config.places import absolutely
 from diffussm.config.schema import Config
 from diffussm.config.sets import each_set
 from diffussm.model.presets import check_fit
-from diffussm.naming import RunPaths
+from diffussm.naming import RunPaths, grid_key
 from diffussm.observe.herald import Herald
 from diffussm.observe.log import Narrator
 from diffussm.observe.words import duration
@@ -154,7 +154,7 @@ class Stages:
 
         with tempfile.TemporaryDirectory(prefix="diffussm-ray-") as scratch, self.warnings.through_ray():
             self.narrator.say(f"starting {self.cfg.cluster.workers} worker(s) for {self.paths.root}")
-            beside = workers(self.cfg) if self.cfg.evaluate.every_images else 0
+            beside = workers(self.cfg) if self.cfg.evaluate.every_images else min(1, self.cfg.sample.every_images)
             self._connect(ray, worker_env, self.cfg.cluster.workers + beside)
             evaluations = Beside(self.cfg, self.store, self._hear) if beside else None
 
@@ -188,7 +188,7 @@ class Stages:
             write(Path(npz), pictures.shape, [pictures], {}, "")
             self.narrator.say(f"pictures: {npz}")
         self._tell_picture("samples", painter.images, png, painter.passport.credit)
-        return self._keep_picture(png, f"samples/{painter.images:012d}.png", grid)
+        return self._keep_picture(png, grid_key(painter.images), grid)
 
     def strip(
         self, kind: str, classes: Sequence[str], values: Sequence[str], grid: str, checkpoint: int | None

@@ -76,7 +76,7 @@ class RunPaths:
 
     def samples(self, images: int) -> str:
         """Sample grid of the weights after `images` training images."""
-        return join(self.root, "samples", f"{images:012d}.png")
+        return join(self.root, grid_key(images))
 
     def evaluation(self, images: int, name: str) -> str:
         """Result of one evaluation; `name` is the extractor's."""
@@ -85,6 +85,11 @@ class RunPaths:
     def attempt(self, number: int) -> str:
         """Logs, receipts and post-mortems of one start of the run."""
         return join(self.root, "attempts", str(number))
+
+
+def grid_key(images: int) -> str:
+    """Sample grid of the weights after `images` training images, within a run."""
+    return f"samples/{images:012d}.png"
 
 
 def power_name(sigma_rel: float) -> str:

@@ -107,6 +107,7 @@ _RANGES: dict[str, Rule] = {
     "sample.steps": _at_least(1),
     "sample.guidance": _NOT_NEGATIVE,
     "sample.guidance_channels": _at_least(0),
+    "sample.every_images": _at_least(0),
     "sample.per_class": _at_least(1),
     "sample.batch": _at_least(1),
     "sample.seed": _SEED,

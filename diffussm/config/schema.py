@@ -240,6 +240,8 @@ class SampleConfig:
     """Classifier-free guidance scale; 1 samples the conditional model alone."""
     guidance_channels: int = 3
     """Guide the first n latent channels (3, as DiT's code does) or all of them (0)."""
+    every_images: int = 0
+    """Images of training between two grids of saved checkpoints, while training goes on; 0: only at the end."""
     per_class: int = 8
     """Columns of the sample grid: pictures for each class."""
     batch: int = 64

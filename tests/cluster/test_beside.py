@@ -1,22 +1,29 @@
-"""Evaluations while a training goes on, on a real cluster; the training is one that only says what it saved."""
+"""Grids and evaluations while a training goes on, on a real cluster; the training only says what it saved."""
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import torch
+from PIL import Image
 
 from cluster import env, scoring
 from cluster.beside import Beside, room
 from cluster.evaluate import JOURNAL, Job
+from cluster.scoring import checked_passport
 from diffussm.checkpoint import retain
 from diffussm.checkpoint.store import LocalStore, Store
 from diffussm.config.schema import ClusterConfig, Config, EvaluateConfig
+from diffussm.naming import grid_key
 from diffussm.observe.events import read_journal
+from diffussm.sample import Painter, paint_grid
 from tests.evaluations import BATCH, agreed, results
 
 
@@ -38,7 +45,7 @@ def cluster(cfg: Config) -> Iterator[None]:
 @pytest.fixture
 def store(cfg: Config) -> Store:
     found = LocalStore(f"{cfg.storage}/{cfg.name}")
-    for key in list(found.keys("evaluations")):
+    for key in [*found.keys("evaluations"), *found.keys("samples")]:
         found.delete(key)
     return found
 
@@ -169,3 +176,28 @@ def test_a_failed_evaluation_is_told_and_stops_nothing(cfg: Config, store: Store
     assert "No module named" in failed["reason"]
     assert scoring.kept(store) == [4 * BATCH]  # for the next start
     assert any(line["event"] == "evaluation failed" for line in read_journal(store, JOURNAL))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_grids_are_drawn_of_checkpoints_that_are_due_and_of_what_a_start_left(cfg: Config, store: Store) -> None:
+    drawing = replace(
+        cfg, sample=replace(cfg.sample, every_images=4 * BATCH), evaluate=replace(cfg.evaluate, every_images=0)
+    )
+    said: list[dict[str, Any]] = []
+    scoring.keep_weights(cfg, store, 2 * BATCH, "samples")  # as a killed start leaves them
+    beside = Beside(drawing, store, said.append)
+    for images in (2 * BATCH, 4 * BATCH, 6 * BATCH, 8 * BATCH):  # the last is of the stage after the training
+        beside.hear(saved(images))
+    beside.close(finish=True)
+    assert [(record["kind"], record["images"]) for record in said] == [("picture", 2 * BATCH), ("picture", 4 * BATCH)]
+    assert list(store.keys("samples")) == [grid_key(2 * BATCH), grid_key(4 * BATCH)]
+    painter = Painter.load(cfg, store, checked_passport(cfg), 4 * BATCH)
+    torch.set_num_threads(cfg.cluster.threads_per_worker)
+    drawn, expected = (Image.open(io.BytesIO(png)) for png in (said[1]["png"], paint_grid(painter)[0]))
+    assert np.array_equal(np.asarray(drawn), np.asarray(expected))  # of that checkpoint, as `diffussm sample` draws it
+    assert store.read(grid_key(4 * BATCH)) == said[1]["png"]
+
+    again = Beside(drawing, store, said.append)
+    again.hear(saved(6 * BATCH))  # the grid before it is known by its file
+    again.close(finish=True)
+    assert len(said) == 2

@@ -40,7 +40,7 @@ def test_kept_weights_outlive_the_checkpoint_and_make_the_same_plan(cfg: Config)
     assert np.array_equal(kept._paint([0, 1], 5), whole._paint([0, 1], 5))
     scoring.release(store, 2 * BATCH)
     assert scoring.kept(store) == []
-    assert list(store.keys(scoring.PENDING)) == []
+    assert not any(scoring.PENDING in key for key in store.keys(""))
     with pytest.raises(DataError, match="no usable checkpoint after 7 images"):
         scoring.keep_weights(cfg, store, 7)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_rows_are_the_classes_asked_for_in_that_order() -> None:
     assert grid_labels(PASSPORT, ["flag", "cat"], 1) == (["flag", "cat"], [2, 0])
     with pytest.raises(ConfigError, match=r"found cow.*allowed: cat, dog, flag"):
         grid_labels(PASSPORT, ["cat", "cow"], 1)
+
+
+def test_of_many_classes_a_grid_shows_some_of_all() -> None:
+    many = replace(PASSPORT, classes=tuple(map(str, range(1000))), class_counts=(1,) * 1000, number=1000)
+    rows, labels = grid_labels(many, [], 2)
+    assert rows == [str(i * 125 // 2) for i in range(16)]
+    assert labels == [int(name) for name in rows for _ in range(2)]
+    assert len(grid_labels(many, [str(i) for i in range(20)], 1)[0]) == 20  # who names them gets them
 
 
 def test_the_digest_of_weights_follows_every_number_and_name() -> None:
