@@ -5,6 +5,7 @@ Colours are names of roles (`accent`, `muted`, ...), which the page replaces by 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,11 +23,14 @@ CAUSE_COLOURS = {
 FAULTS = (
     "failure", "stopped", "hang", "non-finite step", "save failed", "averages save failed", "checkpoint refused",
     "local checkpoints refused", "delete failed", "averages delete failed", "straggler", "bad node",
-    "places not stored", "profile not stored", "evaluation failed", "encoder lost", "error",
+    "places not stored", "profile not stored", "evaluation failed", "samples failed", "encoder lost", "error",
 )  # fmt: skip
 """Events that are drawn as faults, matched at the beginning of their name; a `failure` by request is none."""
 TOLD_AGAIN = ("stopped", "hang")
 """Those that the `failure` of the same start tells once more."""
+COLOURS = ("accent", "amber", "violet", "good", "orange", "blue", "bad")
+SAMPLER = ("sampler", "steps", "guidance", "guidance_channels", "seed")
+"""Settings of an evaluation's sampler that decide its score."""
 SMOOTH_SHARE = 0.03
 """Share of the curve that one smoothed point averages over, about."""
 
@@ -62,15 +66,23 @@ def loss(story: Story) -> Figure:
 
 
 def score(story: Story) -> Figure:
-    """Each distance over images with its interval, and the floor of real against real as a dashed line."""
-    data: list[dict[str, Any]] = []
-    by_metric: dict[str, list[Mapping[str, Any]]] = {}
+    """Each distance over images with its interval, and the floor of real against real as a dashed line.
+
+    One line joins what compares: scores of one metric, count, kind of weights and sampler.
+    """
+    lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in story.evaluations:
         if result["leads"]:  # the others have scales of their own; the table shows them
-            by_metric.setdefault(str(result.get("metric", "score")), []).append(result)
-    for (metric, results), colour in zip(by_metric.items(), _cycle(), strict=False):
+            lines.setdefault(comparable(result), []).append(result)
+    data: list[dict[str, Any]] = []
+    floors: set[tuple[str, ...]] = set()
+    for (made, results), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
+        metric, count = made[:2]
+        # Only what tells the lines apart is named.
+        varied = [part for place, part in enumerate(made) if place == 0 or len({key[place] for key in lines}) > 1]
+        name = ", ".join(filter(None, varied))
         x, y = [r["at_images"] for r in results], [r["value"] for r in results]
-        trace = _line(x, y, metric, colour, width=2) | {"mode": "lines+markers"}
+        trace = _line(x, y, name, colour, width=2) | {"mode": "lines+markers"}
         intervals = [r.get("interval") for r in results]
         if all(isinstance(i, list | tuple) and len(i) == 2 for i in intervals):
             pairs = [(float(i[0]), float(i[1])) for i in intervals if i is not None]
@@ -80,10 +92,20 @@ def score(story: Story) -> Figure:
                 "arrayminus": [max(0.0, v - low) for (low, _), v in zip(pairs, y, strict=True)],
             }  # fmt: skip
         data.append(trace)
-        if isinstance(results[-1].get("floor"), int | float):
-            floor = _line([x[0], x[-1]], [results[-1]["floor"]] * 2, f"{metric}: real against real", colour, width=1)
+        if isinstance(results[-1].get("floor"), int | float) and made[:2] not in floors:
+            floors.add(made[:2])  # real against real knows no sampler
+            ends = [e["at_images"] for key, some in lines.items() if key[:2] == made[:2] for e in some]
+            words = f"{metric}, {count}" if len({key[1] for key in lines}) > 1 else metric
+            floor = _line([min(ends), max(ends)], [results[-1]["floor"]] * 2, f"{words}: real against real", colour, 1)
             data.append(floor | {"line": floor["line"] | {"dash": "dash"}})
     return _figure(data, "images", "score (lower is better)")
+
+
+def comparable(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What scores on one line have in common: metric, count, kind of weights, then each setting of the sampler."""
+    sampler = result.get("sampler") or {}
+    settings = (f"{key} {sampler[key]}" if key in sampler else "" for key in SAMPLER)
+    return str(result.get("metric", "score")), f"n = {result.get('n', 0):,}", str(result.get("weights", "")), *settings
 
 
 def curve(story: Story, key: str, title: str, *, log: bool = False) -> Figure:
@@ -173,10 +195,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
         total, weight = keep * total + value, keep * weight + 1
         out.append(total / weight)
     return out
-
-
-def _cycle() -> list[str]:
-    return ["accent", "amber", "violet", "good", "orange", "blue", "bad"]
 
 
 def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str, width: float = 2) -> dict[str, Any]:

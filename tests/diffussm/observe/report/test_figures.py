@@ -38,6 +38,23 @@ def test_the_interval_of_a_score_hangs_on_its_value(story: Story) -> None:
     assert floor["y"] == [46.1, 46.1]
 
 
+def test_a_line_joins_only_scores_that_compare(story: Story) -> None:
+    other = [
+        story.evaluations[0] | {"value": value, "sampler": story.evaluations[0]["sampler"] | {"guidance": guidance}}
+        for guidance, value in ((3.0, 150.0), (4.0, 170.0))
+    ]
+    few = story.evaluations[0] | {"n": 100, "value": 200.0, "floor": 60.0}
+    lines = score(replace(story, evaluations=[*story.evaluations, *other, few]))["data"]
+    assert [(line["name"], line["x"], line["y"]) for line in lines] == [
+        ("FD-EffLite0, n = 260, guidance 1.5", [2_000, 6_000], [180.0, 120.5]),
+        ("FD-EffLite0, n = 260: real against real", [2_000, 6_000], [46.1, 46.1]),
+        ("FD-EffLite0, n = 260, guidance 3.0", [2_000], [150.0]),
+        ("FD-EffLite0, n = 260, guidance 4.0", [2_000], [170.0]),
+        ("FD-EffLite0, n = 100, guidance 1.5", [2_000], [200.0]),
+        ("FD-EffLite0, n = 100: real against real", [2_000, 2_000], [60.0, 60.0]),
+    ]
+
+
 def test_the_bar_has_every_cause_and_the_whole_time(story: Story) -> None:
     assert set(CAUSE_COLOURS) == set(CAUSES)
     bars = figures(story)["goodput"]["data"]
