@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from diffussm.config import check, load
+from diffussm.config import check, load, preset
 from diffussm.errors import DiffuSSMError, ExitCode
 
 
@@ -42,13 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = load(asked.config, asked.overrides)
         check(cfg)
+        recipe = preset(asked.config)
         from cluster.stages import Stages, Warnings  # after the config is known to be good: this imports torch
 
         warnings = Warnings(cfg.cluster.grace_s)
         warnings.install()
         for got in early[:1]:
             signal.raise_signal(got)
-        stages = Stages.of(cfg, warnings)
+        stages = Stages.of(cfg, warnings, recipe)
         match asked.only:
             case None:
                 stages.all()

@@ -52,16 +52,26 @@ class Stages:
     warnings: Warnings
     attempt: int = 0
     """Number of this start among the run's, once its workers have said so."""
+    recipe: tuple[str, Config] | None = None
+    """The file that the config began from, and what it says alone."""
     herald: Herald | None = None
     """Who tells what happens, from `begin` to `end`."""
 
     @staticmethod
-    def of(cfg: Config, warnings: Warnings | None = None) -> Stages:
+    def of(
+        cfg: Config, warnings: Warnings | None = None, recipe: tuple[str, Config] | None = None
+    ) -> Stages:  # fmt: skip
         """Make local places absolute, because workers start in folders of their own."""
-        absolutely(cfg)
+        for each in (cfg, recipe[1]) if recipe else (cfg,):
+            absolutely(each)
         paths = RunPaths(cfg.storage, cfg.name)
         return Stages(
-            cfg, paths, open_store(paths.root), Narrator(name=cfg.name), warnings or Warnings(cfg.cluster.grace_s)
+            cfg,
+            paths,
+            open_store(paths.root),
+            Narrator(name=cfg.name),
+            warnings or Warnings(cfg.cluster.grace_s),
+            recipe=recipe,
         )
 
     def all(self) -> None:
@@ -86,6 +96,11 @@ class Stages:
         check_fit(self.cfg.model, passport.latent)
         readiness.check_guidance(self.cfg, passport)
         self.store.write("config.yaml", dump(self.cfg).encode())
+        if self.recipe is not None:
+            file, began = self.recipe
+            self.store.write(
+                "preset.yaml", yaml.safe_dump({"file": file, "config": yaml.safe_load(dump(began))}).encode()
+            )
         from diffussm.evaluate.run import code
 
         about = yaml.safe_load(dump(self.cfg)) | {

@@ -18,6 +18,9 @@ from typing import Any
 
 from diffussm.config import schema, schema_data, schema_jobs
 
+PRIVATE_SECTIONS = ("slurm", "kubernetes", "plan")
+"""Sections of the config that say where a run goes on, not what it is: environments and names of secrets among them."""
+
 
 @dataclass(frozen=True)
 class Key:

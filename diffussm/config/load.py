@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffussm.config.explain import Key, nearest, table
+from diffussm.config.explain import Key, describe, nearest, table
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError
 
@@ -46,6 +46,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         except OmegaConfBaseException as error:
             raise _refusal(error, layer, source) from error
     return _resolve(cast(DictConfig, merged), str(path))
+
+
+def preset(path: str | Path) -> tuple[str, Config] | None:
+    """The file at the bottom of the `base:` chain of `path`, and what it says alone; None if it is no recipe.
+
+    A file with every key is none: it was dumped by a run, and nobody chose it.
+
+    Raises:
+        ConfigError: a file of the chain cannot be read.
+    """
+    source, layer = _read_with_bases(Path(path), [])[0]
+    if all(_has(layer, key.name) for key in describe()):
+        return None
+    try:
+        return source, load(source)
+    except ConfigError:  # a base may leave open what every file on top of it says
+        return None
 
 
 def is_overlay(text: str) -> bool:
@@ -130,6 +147,15 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(name.split(".")):
         value = {part: value}
     return cast(dict[str, Any], value)
+
+
+def _has(layer: Mapping[str, Any], name: str) -> bool:
+    value: Any = layer
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 def _check_layer(layer: Mapping[Any, Any], source: str, prefix: str = "") -> None:

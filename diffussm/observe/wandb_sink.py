@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psutil
 from PIL import Image
 
+from diffussm.config.explain import PRIVATE_SECTIONS
 from diffussm.config.schema import WandbMode
 from diffussm.naming import is_remote, wandb_id
 from diffussm.observe.mirror import Mirror
@@ -21,9 +22,6 @@ from diffussm.observe.scalars import Urgency, alert, saved_checkpoint, scalars
 from diffussm.observe.sinks import Record
 
 Mode = Literal["online", "offline", "disabled"]
-
-PRIVATE_SECTIONS = ("slurm", "kubernetes", "plan")
-"""Sections of the config that say where it runs, not what: environments and names of secrets among them."""
 
 
 def wandb_mode(asked: WandbMode) -> Mode:

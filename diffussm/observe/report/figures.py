@@ -23,7 +23,7 @@ CAUSE_COLOURS = {
 FAULTS = (
     "failure", "stopped", "hang", "non-finite step", "save failed", "averages save failed", "checkpoint refused",
     "local checkpoints refused", "delete failed", "averages delete failed", "straggler", "bad node",
-    "places not stored", "profile not stored", "evaluation failed", "samples failed", "encoder lost", "error",
+    "places not stored", "evaluation failed", "samples failed", "encoder lost", "error",
 )  # fmt: skip
 """Events that are drawn as faults, matched at the beginning of their name; a `failure` by request is none."""
 TOLD_AGAIN = ("stopped", "hang")

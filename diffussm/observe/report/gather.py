@@ -43,6 +43,8 @@ class Story:
     where: str
     config: Mapping[str, Any]
     """The resolved config as plain data; empty before the first start wrote it."""
+    preset: Mapping[str, Any]
+    """`file` that the config began from, and its resolved `config`; empty if there is none: then the defaults count."""
     metrics: Sequence[Mapping[str, Any]]
     """Logged steps in the order of images; where steps were replayed, the last attempt's."""
     events: Sequence[Mapping[str, Any]]
@@ -89,6 +91,7 @@ def gather(store: Store, name: str) -> Story:
         name=name,
         where=store.url,
         config=config or {},
+        preset=_parsed(store, "preset.yaml", yaml.safe_load, wrong) or {},
         metrics=last_of_each(metrics),
         events=sorted(events, key=lambda event: event.get("time", 0.0)),
         grids=_grids(store, keys),

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffussm.config.explain import describe, plain_text
+from diffussm.config.explain import PRIVATE_SECTIONS, describe, plain_text
+from diffussm.config.frozen import plain
 from diffussm.observe.goodput import CAUSES
 from diffussm.observe.report.figures import count_faults, figures, is_fault, stamp, told
 from diffussm.observe.report.gather import Grid, Story
@@ -27,13 +28,11 @@ class Row:
 
     key: str
     value: str
-    default: str
+    before: str
+    """What the file that the config began from says, or the default."""
     help: str
-
-    @property
-    def differs(self) -> bool:
-        """Whether the run's value is not the default."""
-        return self.value != self.default
+    differs: bool
+    """From that."""
 
 
 def render(story: Story, *, now: float | None = None) -> str:
@@ -63,7 +62,8 @@ def render(story: Story, *, now: float | None = None) -> str:
             (stamp(e.get("time", 0.0)), e.get("attempt", ""), told(e), is_fault(e))
             for e in story.events[-MOST_EVENTS:][::-1]
         ],
-        config=rows(story.config),
+        config=rows(story.config, story.preset.get("config", {})),
+        preset=str(story.preset.get("file", "")),
         environment=environment_rows(story),
         plotly=get_plotlyjs(),
     )
@@ -112,18 +112,30 @@ def tiles(story: Story) -> list[tuple[str, str, str]]:
     return made
 
 
-def rows(config: Mapping[str, Any]) -> list[Row]:
-    """Every key of the schema with the run's value. A key that the run's config does not have is left out."""
+def rows(config: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Row]:
+    """Keys of the schema with the run's value, and what `preset` says or else the default.
+
+    A key that the run's config does not have is left out, and so are the sections whose values may be secrets: a page
+    is sent to people.
+    """
     made = []
     for key in describe():
-        value: Any = config
-        for part in key.name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-            if value is None:
-                break
-        if value is not None or key.optional:
-            made.append(Row(key.name, plain_text(value), key.default_text, key.help))
+        value = _at(config, key.name)
+        if key.name.split(".")[0] in PRIVATE_SECTIONS or (value is None and not key.optional):
+            continue
+        before = _at(preset, key.name)
+        if before is None and (not preset or not key.optional):
+            before = plain(key.default)
+        # As values: 600.0 in a file is the default 600.
+        made.append(Row(key.name, plain_text(value), plain_text(before), key.help, differs=value != before))
     return made
+
+
+def _at(config: Mapping[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def comparison(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from diffussm.checkpoint.store import Store
+from diffussm.config import Config, dump, load, preset
 from diffussm.observe.report.gather import gather
-from diffussm.observe.report.page import for_script, render, state, tiles
+from diffussm.observe.report.page import for_script, render, rows, state, tiles
 from tests.diffussm.observe.report import stories
 
+CONFIGS = Path(__file__).parents[4] / "configs"
 PHONE_PX = (390, 800)
 
 
@@ -116,6 +121,50 @@ def test_the_page_asks_for_nothing_from_outside(page: Path) -> None:
     text = page.read_text()
     own = text[: text.index("<script type")]  # plotly's own script names addresses that it never asks for here
     assert re.findall(r"(?:src|href)=\"(?!data:)", own) == []
+
+
+def test_what_differs_is_told_by_value_from_the_defaults_or_from_the_file_the_config_began_from(tmp_path: Path) -> None:
+    story = gather(stories.run(tmp_path), "a-run")
+    changed = {"name", "storage", "data.latents", "train.images", "train.lr"}
+    assert differing(story.config, {}) == changed  # and not cluster.hang_s: 600.0 in the file is 600
+
+    recipe = CONFIGS / "imagenet-256.yaml"
+    found = preset(recipe)
+    assert found is not None
+    assert found[0] == str(recipe)
+    began = yaml.safe_load(dump(found[1]))
+    assert differing(began, began) == set()
+    mine = yaml.safe_load(dump(load(recipe, ["train.lr=2e-4", "data.flip=false", "sample.ema=none"])))
+    assert differing(mine, began) == {"train.lr", "data.flip", "sample.ema"}
+
+
+def differing(config: Mapping[str, Any], preset: Mapping[str, Any]) -> set[str]:
+    return {row.key for row in rows(config, preset) if row.differs}
+
+
+def test_the_page_names_the_file_that_the_config_began_from(tmp_path: Path) -> None:
+    store = stories.run(tmp_path)
+    store.write(
+        "preset.yaml", yaml.safe_dump({"file": "configs/mine.yaml", "config": {"train": {"lr": 0.25}}}).encode()
+    )
+    text = render(gather(store, "a-run"))
+    assert "those that differ from configs/mine.yaml" in text
+    assert re.search(r'<tr class="same" hidden><td><code>train.lr', text)
+
+
+def test_environments_and_names_of_secrets_stay_out(tmp_path: Path) -> None:
+    store = stories.run(tmp_path)
+    cfg = load_from(store)
+    cfg.slurm.environment, cfg.kubernetes.env_from_secrets = ["HF_TOKEN=canary-42"], ["canary-43"]
+    store.write("config.yaml", dump(cfg).encode())
+    store.write("preset.yaml", yaml.safe_dump({"file": "x.yaml", "config": yaml.safe_load(dump(cfg))}).encode())
+    text = render(gather(store, "a-run"))
+    assert "train.lr" in text
+    assert "canary" not in text
+
+
+def load_from(store: Store) -> Config:
+    return load(Path(str(store.url).removeprefix("file://")))
 
 
 def test_json_in_a_script_cannot_end_it() -> None:
