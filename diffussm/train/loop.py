@@ -123,4 +123,5 @@ def train(
         batches.close()
         snapshots.close()
         saver.close(control.left_s(CLOSE_S))
+        profiler.close(control.left_s(CLOSE_S) / 6)  # the journals matter more
         logger.close(control.left_s(CLOSE_S))
