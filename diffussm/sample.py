@@ -103,7 +103,7 @@ class Painter:
 
     def cast(self) -> None:
         """Cast the dense weights to bf16 once, where drawing runs in bf16. For a painter that only draws."""
-        if _is_bf16(self.cfg, self.device):
+        if _is_bf16(self.cfg.train.precision, self.device):
             cast_dense(self.model)
 
     def paint(
@@ -126,8 +126,7 @@ class Painter:
     ) -> Tensor:
         """One latent for each label, (N, C, h, w); `initial` and `watch` as in `diffusion.sampling.sample`."""
         cfg, latent = self.cfg.sample, self.passport.latent
-        bf16 = _is_bf16(self.cfg, self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), autocast(self.cfg.train.precision, self.device):
             return sample(
                 self.model,
                 self.process,
@@ -195,8 +194,13 @@ def cast_dense(model: nn.Module) -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
-def _is_bf16(cfg: Config, device: torch.device) -> bool:
-    return cfg.train.precision is Precision.bf16 and device.type == "cuda"
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """What a network of that precision is drawn under: bf16 on CUDA, and fp32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_is_bf16(precision, device))
+
+
+def _is_bf16(precision: Precision, device: torch.device) -> bool:
+    return precision is Precision.bf16 and device.type == "cuda"
 
 
 def paint_grid(

@@ -63,6 +63,7 @@ def export(
         latent_width=latent.width,
         class_names=list(painter.passport.classes),
         guidance_channels=cfg.sample.guidance_channels,
+        precision=cfg.train.precision.value,
     )
     network.load_state_dict(painter.model.state_dict())
     # The autoencoder is the very one that made the latents, files and all: Painter has held its digest against them.

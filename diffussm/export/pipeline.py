@@ -16,13 +16,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from diffussm.config.schema import DiffusionConfig, ModelConfig, PosEmbed, Sampler
+from diffussm.config.schema import DiffusionConfig, ModelConfig, PosEmbed, Precision, Sampler
 from diffussm.data.autoencoder import Autoencoder
 from diffussm.diffusion.process import Process
 from diffussm.diffusion.sampling import sample
 from diffussm.errors import ConfigError
 from diffussm.model.network import DiffuSSM
 from diffussm.model.presets import LatentShape
+from diffussm.sample import autocast
 
 SAMPLERS = {
     "DDPMScheduler": Sampler.ddpm,
@@ -41,6 +42,7 @@ class DiffuSSMModel(ModelMixin, DiffuSSM, ConfigMixin):
         class_names: names in label order; label `len(class_names)` is the null class.
         guidance_channels: noise channels that guidance acts on; 0 for all.
         backend: operator backend.
+        precision: of the training. With bf16 pictures are drawn under autocast on CUDA, as `diffussm sample` does.
     """
 
     @register_to_config
@@ -57,6 +59,7 @@ class DiffuSSMModel(ModelMixin, DiffuSSM, ConfigMixin):
         class_names: Sequence[str],
         guidance_channels: int = 0,
         backend: str = "auto",
+        precision: str = "fp32",
     ) -> None:
         cfg = ModelConfig(
             width=width, depth=depth, hourglass=hourglass, state=state, pos_embed=PosEmbed(pos_embed), backend=backend
@@ -138,21 +141,23 @@ class DiffuSSMPipeline(DiffusionPipeline):
         several = [class_labels] if isinstance(class_labels, int | str) else class_labels
         config = self.network.config
         with self.progress_bar(total=num_inference_steps) as bar:
-            latents = sample(
-                self.network,
-                self._process(),
-                torch.tensor(self.labels(several), dtype=torch.int64),  # (N,)
-                (config.channels, config.height, config.latent_width),
-                sampler=kind,
-                steps=num_inference_steps,
-                guidance=guidance_scale,
-                guidance_channels=config.guidance_channels,
-                seed=seed,
-                null_class=self.network.null_label,
-                first_index=first_index,
-                device=self._execution_device,
-                progress=lambda done, total: bar.update(),
-            )  # (N, C, H, W)
+            device = self._execution_device
+            with autocast(Precision(config.precision), device):
+                latents = sample(
+                    self.network,
+                    self._process(),
+                    torch.tensor(self.labels(several), dtype=torch.int64),  # (N,)
+                    (config.channels, config.height, config.latent_width),
+                    sampler=kind,
+                    steps=num_inference_steps,
+                    guidance=guidance_scale,
+                    guidance_channels=config.guidance_channels,
+                    seed=seed,
+                    null_class=self.network.null_label,
+                    first_index=first_index,
+                    device=device,
+                    progress=lambda done, total: bar.update(),
+                )  # (N, C, H, W)
         images = self._finished(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diffussm.checkpoint.store import open_store
 from diffussm.config import dump, load
-from diffussm.config.schema import Config
+from diffussm.config.schema import Config, Precision
 from diffussm.data.latents import passport
 from diffussm.errors import ConfigError, DataError, ExitCode, UsageError
 from diffussm.export.folder import evaluations, export
@@ -81,6 +81,22 @@ def test_the_pipeline_draws_what_sample_draws(cfg: Config, kind: object, tmp_pat
     assert np.abs(again.astype(int) - expected[1:]).max() <= 1  # another batch, at most another rounding
     other = pipe(LABELS, 2.0, cfg.sample.steps, seed=6, output_type="np").images
     assert not np.array_equal(other, expected)
+
+
+def test_a_pipeline_of_a_bf16_training_draws_in_bf16_where_sample_does(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: here the CPU is made to count as one."""
+    cfg = load(write(cfg, tmp_path), ["train.precision=bf16"])
+    pipe = quiet(DiffuSSMPipeline.from_pretrained(export(cfg, tmp_path / "out")))
+    settings = {"guidance_scale": cfg.sample.guidance, "num_inference_steps": cfg.sample.steps, "output_type": "latent"}
+    without = pipe(LABELS, **settings).images
+    monkeypatch.setattr("diffussm.sample._is_bf16", lambda precision, device: precision is Precision.bf16)
+    painter = Painter.load(cfg, open_store(f"{cfg.storage}/{cfg.name}"), passport(cfg.data.latents))
+    painter.cast()
+    drawn = pipe(LABELS, **settings).images
+    assert torch.equal(drawn, painter.latents(LABELS))
+    assert not torch.equal(drawn, without)
 
 
 def write(cfg: Config, folder: Path) -> Path:
