@@ -134,12 +134,13 @@ def export(
     checkpoint: o.Checkpoint = None,
     licence: o.Licence = "",
     push: o.Push = "",
+    public: o.Public = False,
 ) -> None:
     """Write a run as a folder that diffusers loads.
 
     Weights in safetensors, scheduler, autoencoder and a model card: `DiffuSSMPipeline.from_pretrained(DIR)`.
     """
-    flags = {"to": to, "checkpoint": checkpoint, "licence": licence, "push": push}
+    flags = {"to": to, "checkpoint": checkpoint, "licence": licence, "push": push, "public": public}
     local.run(local.export(local.read(config, overrides), flags))
 
 

@@ -145,9 +145,9 @@ def shown(command: Sequence[str]) -> str:
 
 
 def _flags(flags: Mapping[str, object]) -> list[str]:
-    """`--name value` for each flag that is given."""
-    given = {name: value for name, value in flags.items() if value not in (None, "")}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    """`--name value` for each flag that is given, `--name` alone for one that is true."""
+    given = {name: value for name, value in flags.items() if value is not False and value not in (None, "")}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))[: 1 if value is True else 2]]
 
 
 def module(name: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffussm.config import check, load
-from diffussm.errors import DiffuSSMError
+from diffussm.errors import DiffuSSMError, UsageError
 from diffussm.export.folder import export, push
 
 
@@ -21,6 +21,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=int, help="images of the checkpoint; default: the newest")
     parser.add_argument("--licence", default="", help="SPDX identifier for the model card")
     parser.add_argument("--push", default="", metavar="OWNER/NAME", help="upload to this place on Hugging Face's hub")
+    parser.add_argument("--public", action="store_true", help="make that place public; default: private")
     return parser.parse_args(arguments)
 
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export, and return the exit code."""
     asked = parse(arguments)
     try:
+        if asked.public and not asked.push:
+            raise UsageError("--public: found without --push", "name the place with --push, or leave --public out")
         cfg = load(asked.config, asked.overrides)
         check(cfg)
         folder = export(
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{folder}: weights, pipeline and {folder / 'README.md'}")
         if asked.push:
-            print(push(folder, asked.push))
+            print(push(folder, asked.push, public=asked.public))
     except DiffuSSMError as error:
         print(f"diffussm: {type(error).__name__}: {error}", file=sys.stderr)
         return int(error.code)

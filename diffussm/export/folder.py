@@ -116,8 +116,10 @@ def evaluations(store: Store) -> list[Mapping[str, Any]]:
     return found
 
 
-def push(folder: Path, repository: str) -> str:
+def push(folder: Path, repository: str, *, public: bool = False) -> str:
     """Upload an exported folder to Hugging Face's hub, with the credentials of its own tools; returns its URL.
+
+    A repository that is made is private unless `public`; one that exists keeps its visibility.
 
     Raises:
         StorageError: the hub refuses or cannot be reached.
@@ -127,7 +129,7 @@ def push(folder: Path, repository: str) -> str:
 
     try:
         hub = HfApi()
-        hub.create_repo(repository, exist_ok=True)
+        hub.create_repo(repository, private=not public, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder))
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
         raise StorageError(

@@ -133,8 +133,8 @@ def test_sample_passes_every_option(minimal: str, started: list[list[str]]) -> N
 
 
 def test_export_passes_its_flags(minimal: str, started: list[list[str]]) -> None:
-    invoke("export", minimal, "--to", "out", "--licence", "mit", "--push", "me/it")
-    assert started == [["diffussm.export", "--to", "out", "--licence", "mit", "--push", "me/it", minimal]]
+    invoke("export", minimal, "--to", "out", "--licence", "mit", "--push", "me/it", "--public")
+    assert started == [["diffussm.export", "--to", "out", "--licence", "mit", "--push", "me/it", "--public", minimal]]
 
 
 def test_checkpoints_and_ema_become_their_job(started: list[list[str]]) -> None:

@@ -7,20 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
 
 from diffussm.checkpoint.store import open_store
 from diffussm.config import dump, load
 from diffussm.config.schema import Config, Precision
 from diffussm.data.latents import passport
-from diffussm.errors import ConfigError, DataError, ExitCode, UsageError
-from diffussm.export.folder import evaluations, export
+from diffussm.errors import ConfigError, DataError, ExitCode, StorageError, UsageError
+from diffussm.export.__main__ import main
+from diffussm.export.folder import evaluations, export, push
 from diffussm.export.pipeline import SAMPLERS, DiffuSSMPipeline
 from diffussm.sample import Painter
 from diffussm.train import loop
@@ -206,3 +209,37 @@ def test_the_command_tells_where_and_refuses_with_its_code(cfg: Config, tmp_path
     assert done.returncode == 0, done.stderr
     assert "README.md" in done.stdout
     assert subprocess.run(command, capture_output=True, check=False).returncode == ExitCode.USAGE
+
+
+class FakeHub:
+    """What `huggingface_hub.HfApi` is asked for."""
+
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("create", repository, "private" if private else "public", exist_ok))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path) -> str:
+        if repo_id == "me/refused":
+            raise LocalTokenNotFoundError("no token")
+        self.calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
+        return f"https://hub/{repo_id}"
+
+
+def test_a_pushed_folder_is_private_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("card")
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "calls", [])
+    assert push(tmp_path, "me/mine") == "https://hub/me/mine"
+    assert push(tmp_path, "me/shown", public=True) == "https://hub/me/shown"
+    assert FakeHub.calls == [
+        ("create", "me/mine", "private", True), ("upload", "me/mine", ["README.md"]),
+        ("create", "me/shown", "public", True), ("upload", "me/shown", ["README.md"]),
+    ]  # fmt: skip
+    with pytest.raises(StorageError, match=r"--push: me/refused was not uploaded .*no token"):
+        push(tmp_path, "me/refused")
+
+
+def test_public_needs_a_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(tmp_path / "x.yaml"), "--to", str(tmp_path / "out"), "--public"]) == ExitCode.USAGE
+    assert "--public: found without --push" in capsys.readouterr().err
