@@ -77,7 +77,7 @@ Ranks = Annotated[int, Option(min=1, help="Processes, each with the share of a s
 
 NO_OVERRIDES: list[str] = []
 
-Bench = Annotated[str, Argument(metavar="op|block|loop|data", help="What to measure.")]
+Bench = Annotated[str, Argument(metavar="op|parts|block|loop|data|save|evaluate|log", help="What to measure.")]
 Passed = Annotated[
     list[str], Argument(metavar="...", help="CONFIG and key=value (loop, data), or options of the measurement.")
 ]

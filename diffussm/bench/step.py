@@ -32,9 +32,9 @@ from diffussm.checkpoint.store import open_store
 from diffussm.config import check, load
 from diffussm.config.rules import accumulation, micro_batch
 from diffussm.config.schema import Config
-from diffussm.data import latents
+from diffussm.config.sets import each_set
+from diffussm.data import autoencoder, latents
 from diffussm.data.cursor import Cursor
-from diffussm.data.encode import prepare
 from diffussm.diffusion.process import Process
 from diffussm.errors import DiffuSSMError, UsageError
 from diffussm.model import build_model
@@ -284,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         between = cfg.checkpoint.every_images / cfg.train.global_batch
         cfg = _of_ranks(cfg, asked.ranks)
         check(cfg)
-        prepare(cfg)
+        for one in each_set(cfg):  # not made here: of ImageNet that takes hours, and nobody asked for it
+            latents.passport(one.data.latents).check(one.data, autoencoder.digest(one.data.autoencoder))
         with tempfile.TemporaryDirectory(prefix="diffussm-profile-") as folder:
             torch.multiprocessing.spawn(_rank, args=(cfg, folder, asked.steps, between), nprocs=asked.ranks)
             rows = [PartRow(**row) for row in json.loads(Path(folder, "rows.json").read_text())]

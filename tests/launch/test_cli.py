@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from diffussm.errors import ConfigError, ExitCode, UsageError
-from launch import cli, local
+from launch import cli, local, options
 
 HEAVY = ("torch", "ray", "deepspeed", "streaming", "diffusers", "transformers", "wandb", "numpy", "boto3")
 COMMANDS = (
@@ -273,3 +273,10 @@ def test_a_cluster_to_work_in_is_rendered_whole_and_is_kubernetes_alone(minimal:
     assert "RayJob" not in made
     with pytest.raises(UsageError, match="--interactive: found with --to slurm"):
         invoke("submit", minimal, "--interactive")
+
+
+def test_the_help_of_bench_names_every_measurement() -> None:
+    from diffussm.bench.__main__ import _BENCHES
+
+    (argument,) = options.Bench.__metadata__
+    assert argument.metavar.split("|") == list(_BENCHES)

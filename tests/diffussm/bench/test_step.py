@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffussm.bench.step import Clock
+from diffussm.bench.step import Clock, main
 from diffussm.config import dump
+from diffussm.errors import ExitCode
 from tests.runs import tiny_run
 
 
@@ -47,3 +48,16 @@ def test_the_command_names_every_part_and_the_parts_make_up_the_step(tmp_path: P
     assert sum(rows[name]["ms_low"] for name in parts) <= total["ms_high"]
     assert sum(rows[name]["ms_high"] for name in parts) >= total["ms_low"]
     assert rows["save: what one holds the step up for"]["ms"] > 0
+
+
+def test_latents_that_are_not_there_are_asked_for_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of ImageNet they take hours."""
+    cfg = tiny_run(tmp_path)
+    cfg.data.latents = str(tmp_path / "none")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump(cfg))
+    assert main([str(config), "--steps", "1"]) == ExitCode.DATA
+    assert "run `diffussm prepare` with this config" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
