@@ -82,8 +82,10 @@ def test_prepare_train_kill_resume_sample_evaluate(config: Path, tmp_path: Path)
     assert "FD-EffLite0 = " in summary["score"]
     assert Image.open(summary["samples"]).size[0] > 50
     grids = sorted(path.name for path in (root / "samples").glob("*.png"))
-    assert grids == [f"{images:012d}.png" for images in ((STEPS - 5) * BATCH, STEPS * BATCH)]
-    assert list((root / "samples" / "pending").iterdir()) == []
+    beside = (STEPS - 5) * BATCH  # unless the kill came so late that the first start had passed it
+    expected = [beside, STEPS * BATCH] if resumed[0]["images"] < beside else [STEPS * BATCH]
+    assert set(grids) >= {f"{images:012d}.png" for images in expected}
+    assert not list((root / "samples").glob("pending/*"))
     assert len(list((root / "checkpoints").iterdir())) == 2
     assert {int(path.name) for path in (root / "attempts").iterdir()} == {1, 2}
 
