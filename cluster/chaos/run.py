@@ -165,7 +165,7 @@ class Run:
                 process = Process.of(place["pid"])
             except ProcessLookupError:
                 continue
-            if process.started >= driver.started:  # else its number is an older process's, as in another namespace
+            if process.started > driver.started:  # else its number is an older process's, as in another namespace
                 ranks[int(rank)] = process
         self._attempt, self._ranks = newest, ranks
 
