@@ -15,7 +15,7 @@ from cluster.controller import sizes_of
 from cluster.hub import Group, Place
 from cluster.policy import should_grow
 from cluster.preempt import Warnings
-from cluster.watchdog import Patience, Verdict, judge, stragglers
+from cluster.watchdog import Patience, Stragglers, Verdict, judge
 from diffussm.config.schema import Config
 from diffussm.train.control import Level, Wish
 
@@ -26,10 +26,6 @@ OnPlaces = Callable[[int, Mapping[int, Place]], None]
 
 LOOK_S = 0.25
 """Seconds between two looks at messages and signals."""
-STRAGGLES = 1.5
-"""Times the median of the ranks' own seconds a step."""
-MANY_STEPS = 20
-"""Steps after which such times mean something."""
 NODES_S = 1.0
 """Seconds between two looks at nodes and heartbeats."""
 
@@ -46,7 +42,7 @@ class Overseer:
         cluster = cfg.cluster
         self.patience = Patience(cluster.hang_s, cluster.start_s, cluster.heartbeat_interval_s)
         self._told = 0
-        self._straggled: set[int] = set()
+        self._stragglers = Stragglers()
         self._evidence: dict[int, dict[str, Any]] = {}
         self._group = Group(0, 0.0)
         self._failed: set[tuple[str, str]] = set()
@@ -162,12 +158,9 @@ class Overseer:
             self.on_places(group.attempt, group.places)
 
     def _tell_stragglers(self, group: Group) -> None:
-        """Tell, once for each start, a rank that is much slower by itself than the others."""
-        if group.attempt in self._straggled or min((b.steps for b in group.beats.values()), default=0) < MANY_STEPS:
-            return
-        slow = {rank: score for rank, score in stragglers(group.beats).items() if score > STRAGGLES}
+        """Tell a rank that is much slower by itself than the others."""
+        slow = self._stragglers.look(group.attempt, group.beats, time.monotonic())
         if slow:
-            self._straggled.add(group.attempt)
             said = ", ".join(f"rank {rank} on {group.places[rank].host}: {score:.1f}" for rank, score in slow.items())
             self._say({"kind": "event", "event": "straggler", "times the median": said})
 

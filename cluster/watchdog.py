@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 from diffussm.train.phases import Beat, Phase
 
@@ -72,10 +72,50 @@ def judge(ranks: Mapping[int, Seen], patience: Patience) -> Verdict | None:
     return Verdict(guilty, seen.beat.phase, bool(silent), for_s, f"{said} ({others})" if others else said)
 
 
-def stragglers(ranks: Mapping[int, Beat]) -> dict[int, float]:
-    """Each rank's own seconds a step (data and forward, where nobody is waited for) over the ranks' median."""
-    own = {rank: beat.own_s / beat.steps for rank, beat in ranks.items() if beat.steps}
-    middle = median(own.values()) if own else 0.0
+class Stragglers:
+    """Finds ranks that are slow by themselves, window by window: one that slows down after an hour is found too.
+
+    A window is as many steps as mean something, and as many seconds as keep a rank on the border from being told at
+    every look. The first step, which compiles, is in none.
+    """
+
+    def __init__(self, times: float = 1.5, steps: int = 20, seconds: float = 30.0) -> None:
+        """A rank straggles at so many `times` the median of the group's own seconds a step."""
+        self._times, self._steps, self._seconds = times, steps, seconds
+        self._attempt, self._began = 0, 0.0
+        self._first: Mapping[int, Beat] = {}
+        self._slow: frozenset[int] = frozenset()
+
+    def look(self, attempt: int, beats: Mapping[int, Beat], now: float) -> dict[int, float]:
+        """Ranks that were found slow in the window that ends now and not in the one before, and how slow.
+
+        Args:
+            attempt: number of the start that they belong to.
+            beats: the last heartbeat of each rank.
+            now: seconds on any clock that only goes forward.
+        """
+        if attempt != self._attempt:
+            self._attempt, self._first, self._slow = attempt, {}, frozenset()
+        if not beats or not all(beat.steps for beat in beats.values()):
+            return {}
+        if beats.keys() != self._first.keys():
+            self._first, self._began = dict(beats), now
+        done = min(beats[rank].steps - self._first[rank].steps for rank in beats)
+        if done < self._steps or now - self._began < self._seconds:
+            return {}
+        found = {rank: score for rank, score in scores(self._first, beats).items() if score > self._times}
+        told = {rank: score for rank, score in found.items() if rank not in self._slow}
+        self._first, self._began, self._slow = dict(beats), now, frozenset(found)
+        return told
+
+
+def scores(first: Mapping[int, Beat], last: Mapping[int, Beat]) -> dict[int, float]:
+    """Each rank's own seconds a step between two heartbeats, over the ranks' median: the straggler score.
+
+    A rank's own are those in data and forward, where nobody is waited for. Of two ranks the faster one is the measure.
+    """
+    own = {rank: (beat.own_s - first[rank].own_s) / (beat.steps - first[rank].steps) for rank, beat in last.items()}
+    middle = median_low(own.values())
     return {rank: value / middle for rank, value in own.items()} if middle > 0 else {}
 
 

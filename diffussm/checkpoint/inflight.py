@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-from diffussm.checkpoint import restore, retain
+from diffussm.checkpoint import retain
 from diffussm.checkpoint.manifest import Manifest
 from diffussm.checkpoint.save import Order, publish
 from diffussm.checkpoint.snapshot import Snapshot
@@ -81,20 +81,9 @@ class InFlight:
 
     def _tidy(self) -> None:
         """Delete what the new, verified checkpoint makes superfluous. What fails is tried again after the next save."""
-        store, saved = self.order.store, self.order.folder
-        prefix = saved.rpartition("/")[0]
+        saved = self.order.folder
         try:
             self.order.fence.check()
-            folders = {
-                folder: isinstance(manifest, Manifest) and manifest.permanent
-                for folder, manifest in restore.manifests(store, prefix)
-                if isinstance(manifest, Manifest)  # what this version cannot read is not its to delete
-            }
-            old = retain.superfluous(folders, self.tier.keep, saved)
-            for folder in old:
-                retain.delete(store, folder)
-            there = [*store.keys(f"{prefix}/"), *store.unfinished(f"{prefix}/")]
-            for key in retain.litter(there, saved, self.order.draft.attempt):
-                store.delete(key)
+            retain.tidy(self.order.store, saved, self.order.draft.attempt, self.tier.keep)
         except DiffuSSMError as error:
             self._tell("delete failed", checkpoint=saved, reason=error.message)

@@ -89,7 +89,9 @@ class Store(ABC):
             yield self.read_range(key, start, min(size - start, BLOCK_BYTES))
 
     def unfinished(self, prefix: str) -> Iterator[str]:
-        """What writes that were killed left behind below `prefix`; a bucket shows none of it. It can be deleted."""
+        """What writes and deletions that were killed left behind below `prefix`, an empty folder with a slash at its
+        end; a bucket shows none of it. It can be deleted.
+        """
         yield from ()
 
     def exists(self, key: str) -> bool:
@@ -188,8 +190,9 @@ class LocalStore(Store):
     @override
     def unfinished(self, prefix: str) -> Iterator[str]:
         with self._explain(prefix):
-            found = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob(f"*{PART}"))
-            yield from (key for key in found if key.startswith(prefix))
+            parts = {path.relative_to(self.root).as_posix() for path in self.root.rglob(f"*{PART}")}
+            empty = {f"{p.relative_to(self.root).as_posix()}/" for p in self.root.rglob("*") if _is_empty(p)}
+            yield from (key for key in sorted(parts | empty) if key.startswith(prefix))
 
     @override
     def size(self, key: str) -> int:
@@ -199,10 +202,12 @@ class LocalStore(Store):
     @override
     def delete(self, key: str) -> None:
         with self._explain(key):
-            (self.root / key).unlink(missing_ok=True)
+            path = parent = self.root / key
+            if not key.endswith("/"):
+                path.unlink(missing_ok=True)
+                parent = path.parent
             # A folder exists only through its files, as a prefix in a bucket does.
-            parent = (self.root / key).parent
-            while parent != self.root and parent.is_dir() and not any(parent.iterdir()):
+            while parent != self.root and _is_empty(parent):
                 parent.rmdir()
                 parent = parent.parent
 
@@ -236,6 +241,13 @@ class LocalStore(Store):
             raise StorageError(
                 f"{join(self.url, key)}: {error.strerror or error}", "check that the folder can be written and has room"
             ) from error
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and not any(folder.iterdir())
+    except FileNotFoundError:  # somebody else's deletion came first
+        return False
 
 
 class S3Store(Store):

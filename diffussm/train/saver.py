@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from diffussm.checkpoint import restore
+from diffussm.checkpoint import restore, retain
 from diffussm.checkpoint.fence import Fence, record
 from diffussm.checkpoint.inflight import InFlight
 from diffussm.checkpoint.manifest import Counters, Manifest
+from diffussm.checkpoint.restore import Found
 from diffussm.checkpoint.save import GROUP, Order, draft
 from diffussm.checkpoint.snapshot import Part, Snapshot
 from diffussm.checkpoint.store import NotFound, Store, open_store
@@ -123,6 +124,8 @@ class Saver:
             if found.store is not self.store:  # storage is behind, and may be owed a milestone
                 self.saved = restore.everyone(self._stored)[0]
             self.engine.restored(self.at.adam_steps)
+            if self.leads and found.store is self.store and self.at.images >= self.cfg.train.images:
+                self._tidy(found)  # no save comes any more that would
         self.receipt.restored(found, self.parts(self.engine.slices()))
         if self.cfg.checkpoint.pace is Pace.auto:
             begun = restore.everyone(lambda: begun_s(self.store) if self.leads else 0.0)[0]
@@ -290,6 +293,13 @@ class Saver:
             reason=f"checkpoint.local={folder}: not every rank sees this folder; checkpoints go to storage alone",
         )
         return None
+
+    def _tidy(self, found: Found) -> None:
+        """Delete what a start that was killed after its last save left. Local."""
+        try:
+            retain.tidy(found.store, found.folder, found.manifest.attempt, self._tiers[0].keep)
+        except StorageError as error:
+            self.logger.event("delete failed", checkpoint=found.folder, reason=error.message)
 
     def _stored(self) -> Counters:
         """Where the training stood at the newest checkpoint of this run in storage, as rank 0 sees it."""

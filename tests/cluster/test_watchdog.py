@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.watchdog import Patience, Seen, judge, stragglers
+from cluster.watchdog import Patience, Seen, Stragglers, judge, scores
 from diffussm.train.phases import Beat, Phase
 
 PATIENCE = Patience(step_s=10, start_s=100, interval_s=0.5)
@@ -51,8 +51,27 @@ def test_a_start_has_an_end_too() -> None:
     assert verdict.phase is Phase.RESTORE
 
 
+def beats(steps: int, *own_s: float) -> dict[int, Beat]:
+    return {rank: Beat(Phase.DATA, 0, steps, steps * 8, seconds) for rank, seconds in enumerate(own_s)}
+
+
 def test_a_straggler_is_measured_against_the_median() -> None:
-    beats = {rank: Beat(Phase.DATA, 0, 10, 80, own_s) for rank, own_s in enumerate((1.0, 1.0, 3.0))}
-    assert stragglers(beats) == pytest.approx({0: 1, 1: 1, 2: 3})
-    assert stragglers({}) == {}
-    assert stragglers({0: Beat(Phase.START, 0, 0, 0, 0.0)}) == {}
+    assert scores(beats(10, 5, 5, 5), beats(20, 6, 6, 8)) == pytest.approx({0: 1, 1: 1, 2: 3})
+    assert scores(beats(10, 5, 5), beats(20, 6, 7)) == pytest.approx({0: 1, 1: 2}), "of two the faster is the measure"
+    assert scores(beats(10, 0, 0), beats(20, 0, 0)) == {}
+
+
+def test_a_rank_that_slows_down_late_is_told_once_until_it_has_recovered() -> None:
+    watch = Stragglers(times=1.5, steps=20, seconds=30)
+    assert watch.look(1, {}, 0) == {}
+    assert watch.look(1, beats(0, 0, 0), 0) == {}
+    assert watch.look(1, beats(1, 9, 1), 0) == {}, "the first step compiles"
+    assert watch.look(1, beats(1000, 1009, 1001), 100) == {}, "a long time well"
+    assert watch.look(1, beats(1010, 1040, 1011), 140) == {}, "too few steps"
+    assert watch.look(1, beats(1020, 1069, 1021), 120) == {}, "too few seconds"
+    assert watch.look(1, beats(1020, 1069, 1021), 140) == pytest.approx({0: 3})
+    assert watch.look(1, beats(1040, 1129, 1041), 180) == {}, "still slow"
+    assert watch.look(1, beats(1060, 1149, 1061), 220) == {}, "recovered"
+    assert watch.look(1, beats(1080, 1209, 1081), 260) == pytest.approx({0: 3}), "slow again"
+    assert watch.look(2, beats(30, 1, 90), 300) == {}, "another start has its own windows"
+    assert watch.look(2, beats(60, 2, 180), 340) == pytest.approx({1: 90})

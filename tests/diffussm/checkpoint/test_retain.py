@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffussm.checkpoint.retain import delete, litter, superfluous
+from diffussm.checkpoint.retain import delete, litter, superfluous, tidy
 from diffussm.checkpoint.store import LocalStore
 
 
@@ -55,3 +55,13 @@ def test_the_manifest_goes_first_and_neighbours_stay(tmp_path: Path) -> None:
     delete(store, "c/1")
     assert store.deleted == ["c/1/manifest.json", "c/1/a.safetensors"]
     assert list(store.keys()) == ["c/10/manifest.json"]
+
+
+def test_an_empty_folder_of_a_killed_write_or_deletion_goes(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    for folder in ("c/1", "c/2", "c/9"):
+        (tmp_path / folder).mkdir(parents=True)
+    store.write("c/2/attempt0001-rank00000.safetensors", b"x")
+    assert list(store.unfinished("c/")) == ["c/1/", "c/9/"]
+    tidy(store, "c/3", attempt=1, keep=2)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["9"]  # newer ones are left alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(cfg: Config, tmp_pat
     }
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
+
+
+@pytest.mark.world_size(1)
+def test_what_a_kill_after_the_last_save_left_is_deleted_by_the_next_start(cfg: Config, tmp_path: Path) -> None:
+    cfg = named(cfg, "killed")
+    run(cfg, tmp_path)
+    folder = Path(cfg.storage, cfg.name, "checkpoints")
+    expected = sorted(folder.iterdir())
+    assert len(expected) == cfg.checkpoint.keep
+    shutil.copytree(expected[0], folder / f"{BATCH:012d}")  # superfluous, its deletion not begun
+    half = shutil.copytree(expected[0], folder / f"{2 * BATCH:012d}")
+    (half / "manifest.json").unlink()  # in the middle
+    (folder / f"{3 * BATCH:012d}").mkdir()  # but for its folder
+    run(cfg, tmp_path)
+    assert sorted(folder.iterdir()) == expected
 
 
 @pytest.mark.world_size(1)
