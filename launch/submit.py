@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from diffussm.config import Config, check, dump, load
+from diffussm.config import Config, check, dump, load, preset
 from diffussm.config.places import absolutely
 from diffussm.errors import ConfigError, StorageError, UsageError
 from launch import local, store
@@ -24,17 +25,27 @@ def prepare(
         ConfigError: as `local.read`, for each run of a sweep too.
         UsageError: a sweep is not key=value,value.
     """
-    cfg = absolutely(local.read(config, overrides).cfg)
-    text = minimal(cfg)
+    read = local.read(config, overrides)
+    cfg = absolutely(read.cfg)
+    text = minimal(cfg, preset(read.path))
     return Submission(cfg, text, variants(cfg, text, sweep), interactive=interactive)
 
 
-def minimal(cfg: Config) -> str:
-    """What differs from the defaults, as YAML; `load` of it gives an equal config."""
+def minimal(cfg: Config, recipe: tuple[str, Config] | None = None) -> str:
+    """What differs from the defaults, as YAML; `load` of it gives an equal config.
+
+    With a `recipe`, a file's name and what it says, that is the base, and then comes what differs from it: so the job
+    knows from which file it began, wherever it runs.
+    """
     import yaml
 
-    ours, plain = yaml.safe_load(dump(cfg)), yaml.safe_load(dump(Config()))
-    text: str = yaml.safe_dump(_differing(ours, plain), sort_keys=False, allow_unicode=True, width=120)
+    ours, plain = (yaml.safe_load(dump(each)) for each in (cfg, Config()))
+    found = _differing(ours, plain)
+    if recipe is not None:
+        file, began = recipe
+        base = yaml.safe_load(dump(absolutely(began)))
+        found = {"base": {"file": Path(file).name} | _differing(base, plain)} | _differing(ours, base)
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 

@@ -1,6 +1,7 @@
 """One YAML file plus `key=value` overrides becomes a `Config`, or a ConfigError that says which key is wrong.
 
 Layers, later ones win: defaults of the schema, the file named by `base:` (and its own base), the file, the overrides.
+A submitted job has one file alone: its `base:` holds the keys of the outermost base themselves, and that file's name.
 An override that names a YAML file lays that file over, so that a cluster or a size can be chosen beside the recipe.
 OmegaConf does the merging, the conversion of types and `${...}` interpolation.
 """
@@ -38,14 +39,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         layers += (
             _read_with_bases(Path(text), []) if is_overlay(text) else [(f"override {text!r}", _parse_override(text))]
         )
-    merged = OmegaConf.structured(Config)
-    for source, layer in layers:
-        _check_layer(layer, source)
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(layer))
-        except OmegaConfBaseException as error:
-            raise _refusal(error, layer, source) from error
-    return _resolve(cast(DictConfig, merged), str(path))
+    return _resolve(_merge(layers), str(path))
 
 
 def preset(path: str | Path) -> tuple[str, Config] | None:
@@ -60,7 +54,7 @@ def preset(path: str | Path) -> tuple[str, Config] | None:
     if all(_has(layer, key.name) for key in describe()):
         return None
     try:
-        return source, load(source)
+        return source, _resolve(_merge([(source, layer)]), source)
     except ConfigError:  # a base may leave open what every file on top of it says
         return None
 
@@ -78,6 +72,18 @@ def dump(cfg: Config) -> str:
 def digest(cfg: Config) -> str:
     """SHA-256 of the resolved config: equal exactly when all values are equal. 64 hexadecimal digits."""
     return hashlib.sha256(dump(cfg).encode()).hexdigest()
+
+
+def _merge(layers: Sequence[tuple[str, dict[str, Any]]]) -> DictConfig:
+    """The layers on the schema's defaults, later ones win; each with the name of its source."""
+    merged = OmegaConf.structured(Config)
+    for source, layer in layers:
+        _check_layer(layer, source)
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(layer))
+        except OmegaConfBaseException as error:
+            raise _refusal(error, layer, source) from error
+    return cast(DictConfig, merged)
 
 
 def _resolve(merged: DictConfig, source: str) -> Config:
@@ -107,6 +113,11 @@ def _read_with_bases(path: Path, seen: list[Path]) -> list[tuple[str, dict[str, 
     base = content.pop("base", None)
     if base is None:
         return [(str(path), content)]
+    if isinstance(base, dict):
+        source = base.pop("file", None)
+        if not isinstance(source, str):
+            raise ConfigError(f"{path}: base.file: found {source!r}; allowed: the name of the file that base holds")
+        return [(source, base), (str(path), content)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: found {base!r}; allowed: the name of another YAML file, relative to this one")
     return [*_read_with_bases(path.parent / base, [*seen, resolved]), (str(path), content)]

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from diffussm.config import check, load
+from diffussm.config import Config, check, load, preset
+from diffussm.config.places import absolutely
 from diffussm.errors import ConfigError, UsageError
 from launch import submit
 from launch.target import Job, Submission
@@ -56,7 +58,21 @@ def test_what_differs_from_the_defaults_is_the_whole_config(path: Path, tmp_path
     submission = submit.prepare(str(path))
     (tmp_path / "again.yaml").write_text(submission.config)
     assert load(tmp_path / "again.yaml") == submission.cfg
-    assert len(submission.config.splitlines()) < 80
+    assert len(submission.config.splitlines()) < 120
+
+
+def test_a_job_knows_the_file_that_its_config_began_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that file is not, and where the config says again what is the default."""
+    monkeypatch.chdir(tmp_path)
+    recipe = next(path for path in CONFIGS if path.stem == "imagenet-256")
+    began, default = load(recipe), Config().cluster.workers
+    assert began.cluster.workers != default
+    submission = submit.prepare(str(recipe), ["train.lr=0.5", f"cluster.workers={default}"])
+    (tmp_path / "again.yaml").write_text(submission.config)
+    assert load("again.yaml") == submission.cfg
+    found = preset("again.yaml")
+    assert found == ("imagenet-256.yaml", absolutely(began))
+    assert list(yaml.safe_load(submission.config)) == ["base", "train", "cluster"]
 
 
 def test_places_become_absolute(config: str, tmp_path: Path) -> None:

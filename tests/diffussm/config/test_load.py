@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffussm.config import Config, digest, dump, load
+from diffussm.config import Config, digest, dump, load, preset
 from diffussm.config.schema import OnCorrupt, Precision
 from diffussm.errors import ConfigError, ExitCode
 
@@ -56,6 +57,18 @@ def test_a_base_is_found_beside_the_file_that_names_it(minimal: Path, tmp_path: 
     (tmp_path / "top.yaml").write_text("base: below/mid.yaml\nname: top\n")
     cfg = load(tmp_path / "top.yaml")
     assert (cfg.name, cfg.seed, cfg.train.images) == ("top", 7, 1000)
+
+
+def test_a_base_may_be_written_out_with_the_name_of_its_file(minimal: Path, tmp_path: Path) -> None:
+    text = "".join(f"  {line}\n" for line in minimal.read_text().splitlines())
+    (tmp_path / "job.yaml").write_text(f"base:\n  file: configs/minimal.yaml\n{text}seed: 7\n")
+    cfg = load(tmp_path / "job.yaml")
+    assert cfg == replace(load(minimal), seed=7)
+    assert preset(tmp_path / "job.yaml") == ("configs/minimal.yaml", load(minimal))
+    (tmp_path / "job.yaml").write_text(f"base:\n{text}")
+    assert "base.file" in refuse(tmp_path / "job.yaml").message
+    (tmp_path / "job.yaml").write_text(f"base:\n  file: configs/minimal.yaml\n  sed: 1\n{text}")
+    assert refuse(tmp_path / "job.yaml").message.startswith("configs/minimal.yaml: sed: there is no such key")
 
 
 def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
