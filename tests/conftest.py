@@ -15,6 +15,8 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 # Ray reads its way of authentication once, when it is first imported, by whichever test that is.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+# Ray starts workers at 15: those of one test would stand still while another test works.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
 
 pytest_plugins = ["tests.browser", "tests.distributed", "tests.pods", "tests.s3", "tests.slurm"]
 

@@ -7,13 +7,14 @@ and renaming, in a bucket because a put is atomic. S3's client keeps its own ret
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 from typing_extensions import override
@@ -146,33 +147,21 @@ class LocalStore(Store):
 
     @override
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
-        with self._explain(key), self._beside(key) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self._publish(temporary, key, create)
+        with self._explain(key), self._published(key, create=create) as writer:
+            writer.write(data)
 
     @override
     def upload(self, source: Path, key: str) -> None:
         import shutil
 
-        with self._explain(key), self._beside(key) as temporary:
-            with source.open("rb") as reader, temporary.open("wb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 22)
-                writer.flush()
-                os.fsync(writer.fileno())
-            self._publish(temporary, key, create=False)
+        with self._explain(key), source.open("rb") as reader, self._published(key) as writer:
+            shutil.copyfileobj(reader, writer, 1 << 22)
 
     @override
     def put(self, source: Source, key: str) -> None:
-        with self._explain(key), self._beside(key) as temporary:
-            with temporary.open("wb") as writer:
-                for block in source.blocks():
-                    writer.write(block)
-                writer.flush()
-                os.fsync(writer.fileno())
-            self._publish(temporary, key, create=False)
+        with self._explain(key), self._published(key) as writer:
+            for block in source.blocks():
+                writer.write(block)
 
     @override
     def fetch(self, key: str, folder: Path) -> Path:
@@ -206,20 +195,32 @@ class LocalStore(Store):
             if not key.endswith("/"):
                 path.unlink(missing_ok=True)
                 parent = path.parent
-            # A folder exists only through its files, as a prefix in a bucket does.
-            while parent != self.root and _is_empty(parent):
-                parent.rmdir()
-                parent = parent.parent
+            self._remove_empty(parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """A folder exists only through its files, as a prefix in a bucket does."""
+        try:
+            while folder != self.root and _is_empty(folder):
+                folder.rmdir()
+                folder = folder.parent
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # else somebody writes there, or was faster
+                raise
 
     @contextlib.contextmanager
-    def _beside(self, key: str) -> Iterator[Path]:
+    def _published(self, key: str, *, create: bool = False) -> Iterator[BinaryIO]:
+        """A file to write to, which becomes the object when all is written; nothing is left of it otherwise."""
         target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}{PART}")
         try:
-            yield temporary
+            with _open_in_folder(temporary) as writer:
+                yield writer
+                writer.flush()
+                os.fsync(writer.fileno())
+            self._publish(temporary, key, create)
         finally:
             temporary.unlink(missing_ok=True)
+            self._remove_empty(target.parent)
 
     def _publish(self, temporary: Path, key: str, create: bool) -> None:
         target = self.root / key
@@ -241,6 +242,17 @@ class LocalStore(Store):
             raise StorageError(
                 f"{join(self.url, key)}: {error.strerror or error}", "check that the folder can be written and has room"
             ) from error
+
+
+def _open_in_folder(path: Path) -> BinaryIO:
+    """Open a new file to write to; its folder is made."""
+    for _ in range(10):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # somebody just deleted the last file there, and with it the folder
+            return path.open("xb")
+    return path.open("xb")
 
 
 def _is_empty(folder: Path) -> bool:

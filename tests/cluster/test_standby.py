@@ -17,12 +17,15 @@ import psutil
 import pytest
 
 from cluster import env
+from cluster.preempt import Warnings
 from cluster.standby import Standby
 from diffussm.config.schema import Config
+from diffussm.errors import Preempted
+from diffussm.train.control import Level, Wish
 from tests.runs import BATCH, tiny_run
 
-STEPS = 600
-"""Enough that the run is not over before the standby processes are there."""
+STEPS = 100_000
+"""More than the run takes before the standby processes are there; it is asked to leave as soon as they work."""
 
 
 def rank_processes(raylet: int) -> set[int]:
@@ -54,26 +57,29 @@ def cluster() -> Iterator[Any]:
 def test_processes_that_waited_become_the_next_ranks(cluster: Any, tmp_path: Path) -> None:
     from cluster.trainer import fit
 
-    cfg = tiny_run(tmp_path, workers=2, images=STEPS * BATCH, checkpoint_images=10 * BATCH)
+    cfg = tiny_run(tmp_path, workers=2, images=STEPS * BATCH, checkpoint_images=50 * BATCH)
     cfg.cluster.standby = True
     attempts = Path(cfg.storage, cfg.name, "attempts")
     waiting: set[int] = set()
     killed = threading.Event()
+    warnings = Warnings(grace_s=60)
 
     def ranks(attempt: int) -> set[int]:
-        places = json.loads((attempts / str(attempt) / "ranks.json").read_text())
-        return {place["pid"] for place in places.values()}
+        file = attempts / str(attempt) / "ranks.json"
+        return {place["pid"] for place in json.loads(file.read_text()).values()} if file.exists() else set()
 
-    def kill_when_ready(record: dict[str, Any]) -> None:
-        if record["kind"] != "progress" or killed.is_set() or not (attempts / "1" / "ranks.json").exists():
-            return
-        now = ranks(1)
-        waiting.update(rank_processes(psutil.Process(min(now)).ppid()) - now)
-        if len(waiting) == 2:
-            killed.set()
-            os.kill(min(now), signal.SIGKILL)
+    def hear(record: dict[str, Any]) -> None:
+        if killed.is_set():
+            if ranks(2):
+                warnings.wish = Wish(Level.LEAVE, time.time() + 60, "seen enough")
+        elif record["kind"] == "progress" and (now := ranks(1)):
+            waiting.update(rank_processes(psutil.Process(min(now)).ppid()) - now)
+            if len(waiting) == 2:
+                killed.set()
+                os.kill(min(now), signal.SIGKILL)
 
-    fit(cfg, str(tmp_path / "ray"), kill_when_ready)
+    with pytest.raises(Preempted):
+        fit(cfg, str(tmp_path / "ray"), hear, warnings)
     assert killed.is_set()
     assert ranks(2) == waiting
 

@@ -95,15 +95,12 @@ def test_prepare_train_kill_resume_sample_evaluate(config: Path, tmp_path: Path)
     assert "is finished" in log.read_text()
     assert before == sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file())
 
-    grid, arrays = tmp_path / "cats.png", [tmp_path / "together.npz", tmp_path / "alone.npz"]
-    for array, batch in zip(arrays, (64, 1), strict=True):
-        asked = ["--classes", "cat", "--grid", str(grid), "--npz", str(array), "--seed", "3", f"sample.batch={batch}"]
-        sample = diffussm("sample", str(root), *asked, log=log)
-        assert sample.wait(WAIT_S) == 0, log.read_text()
+    grid, array = tmp_path / "cats.png", tmp_path / "cats.npz"
+    asked = ["--classes", "cat", "--grid", str(grid), "--npz", str(array), "--seed", "3"]
+    sample = diffussm("sample", str(root), *asked, log=log)
+    assert sample.wait(WAIT_S) == 0, log.read_text()
     assert Image.open(grid).format == "PNG"
-    together, alone = (np.load(array, allow_pickle=False)["arr_0"].astype(int) for array in arrays)
-    assert together.shape == (2, 8, 8, 3)
-    assert np.abs(together - alone).max() <= 1  # the same pictures in any batch, at most another rounding
+    assert np.load(array, allow_pickle=False)["arr_0"].shape == (2, 8, 8, 3)
 
     strip = diffussm("sample", str(root), "--strip", "trajectory", "--classes", "dog", log=log)
     assert strip.wait(WAIT_S) == 0, log.read_text()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
@@ -136,10 +139,37 @@ def test_unknown_schemes_and_missing_buckets_are_refused() -> None:
 
 def test_what_a_killed_write_left_is_no_key_and_can_be_deleted(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
-    with store._beside("a/b") as temporary:
-        temporary.write_bytes(b"half")
+    with pytest.raises(FileNotFoundError), store._published("a/b") as writer:
+        writer.write(b"half")
         assert list(store.keys()) == []
         (left,) = store.unfinished("a/")
         assert not list(store.unfinished("c/"))
         store.delete(left)
     assert not list(store.unfinished(""))
+
+
+def test_a_write_that_fails_leaves_no_folder_and_one_whose_folder_goes_meanwhile_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = LocalStore(str(tmp_path))
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(StorageError):
+            store.write("a/b/c", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+    mkdir, calls = Path.mkdir, []
+
+    def made_and_gone(path: Path, **given: Any) -> None:
+        mkdir(path, **given)
+        calls.append(path)
+        if len(calls) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", made_and_gone)
+    store.write("a/c", b"x")
+    assert store.read("a/c") == b"x"
+    assert len(calls) == 2
