@@ -27,7 +27,7 @@ from cluster.preempt import Warnings
 from diffussm.checkpoint.store import open_store
 from diffussm.config import dump
 from diffussm.config.schema import Config
-from diffussm.errors import DiffuSSMError, ExitCode, Preempted
+from diffussm.errors import ConfigError, ExitCode, Preempted
 from diffussm.observe.events import DRIVER, read_journal
 from diffussm.train.control import Level, Wish
 from tests.chaos.nodes import Nodes
@@ -140,9 +140,10 @@ def test_a_wrong_setting_never_loops(calm: Config) -> None:
     cfg = named(calm, "refused")
     cfg.model = replace(cfg.model, backend="no-such-backend")
     said: list[Record] = []
-    with pytest.raises(DiffuSSMError):
+    with pytest.raises(ConfigError, match="no-such-backend"):
         fit(cfg, said.append)
     assert [(f["cause"], f["decision"]) for f in failures(said)] == [("user's error", "stop")]
+    assert len(list(Path(cfg.storage, cfg.name, "attempts").iterdir())) == 1
 
 
 @pytest.mark.long

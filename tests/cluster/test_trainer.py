@@ -1,4 +1,7 @@
-"""A real Ray cluster: our policy is asked, typed errors come back, a killed worker is replaced."""
+"""A real Ray cluster: our policy is asked, typed errors come back, a killed worker is replaced.
+
+tests/chaos/test_faults.py has a short form of each.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_it_would(cluster: Any, 
     assert final_losses(cfg) == final_losses(whole)
 
 
+@pytest.mark.long
 def test_a_users_error_comes_back_typed_and_is_not_retried(cluster: Any, tmp_path: Path) -> None:
     cfg = tiny_run(tmp_path)
     (tmp_path / "latents" / "passport.json").write_text("{}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.chaos.plan import Kind, read
 from diffussm.errors import ConfigError
@@ -82,6 +84,14 @@ RANDOM = {
         {"fault": "warn", "for_s": 30, "after_s": [0, 9]},
     ],
 }
+
+
+def test_the_example_in_the_docs_kills_a_rank_each_minute() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "examples" / "kill-each-minute.yaml").read_text()
+    first, *others = read(yaml.safe_load(text), images=64_000, ranks=2).faults
+    assert (first.kind, first.at_images, first.after_s) == (Kind.KILL_RANK, 3200, None)
+    assert {(fault.kind, fault.at_images, fault.after_s) for fault in others} == {(Kind.KILL_RANK, 3200, 60)}
+    assert len(others) == 7
 
 
 def test_random_faults_are_of_all_kinds_within_their_images_and_the_same_for_a_seed() -> None:

@@ -20,8 +20,8 @@ from diffussm.train.saver import departure
 from diffussm.train.world import current
 from tests.runs import BATCH, final_losses, tiny_run
 
-SLOW_S = 2.0
-STEPS = 400
+SLOW_S = 1.0
+STEPS = 200
 
 
 @pytest.mark.parametrize(
