@@ -17,6 +17,11 @@ WAITING = frozenset({Phase.START, Phase.RESTORE})
 SILENT_BEATS = 8
 """Heartbeats that may be missed before a rank counts as silent: its process is stopped or its node is away."""
 
+STRAGGLES, WELL = 1.5, 1.2
+"""Scores above which a rank straggles, and at most which it is well again."""
+MATTERS = 0.1
+"""Share of a whole step that a rank must lose beside the others: a few milliseconds are none, whatever their ratio."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -75,19 +80,18 @@ def judge(ranks: Mapping[int, Seen], patience: Patience) -> Verdict | None:
 class Stragglers:
     """Finds ranks that are slow by themselves, window by window: one that slows down after an hour is found too.
 
-    A window is as many steps as mean something, and as many seconds as keep a rank on the border from being told at
-    every look. The first step, which compiles, is in none.
+    A window is so many steps and seconds that times mean something. The first step, which compiles, is in none. A rank
+    that was told is told again only after it was well in between, so that one on the border is told once.
     """
 
-    def __init__(self, times: float = 1.5, steps: int = 20, seconds: float = 30.0) -> None:
-        """A rank straggles at so many `times` the median of the group's own seconds a step."""
-        self._times, self._steps, self._seconds = times, steps, seconds
+    def __init__(self, steps: int = 20, seconds: float = 30.0) -> None:
+        self._steps, self._seconds = steps, seconds
         self._attempt, self._began = 0, 0.0
         self._first: Mapping[int, Beat] = {}
-        self._slow: frozenset[int] = frozenset()
+        self._told: set[int] = set()
 
     def look(self, attempt: int, beats: Mapping[int, Beat], now: float) -> dict[int, float]:
-        """Ranks that were found slow in the window that ends now and not in the one before, and how slow.
+        """Ranks that were found slow in the window that ends now and are not told yet, with their scores.
 
         Args:
             attempt: number of the start that they belong to.
@@ -95,7 +99,7 @@ class Stragglers:
             now: seconds on any clock that only goes forward.
         """
         if attempt != self._attempt:
-            self._attempt, self._first, self._slow = attempt, {}, frozenset()
+            self._attempt, self._first, self._told = attempt, {}, set()
         if not beats or not all(beat.steps for beat in beats.values()):
             return {}
         if beats.keys() != self._first.keys():
@@ -103,18 +107,22 @@ class Stragglers:
         done = min(beats[rank].steps - self._first[rank].steps for rank in beats)
         if done < self._steps or now - self._began < self._seconds:
             return {}
-        found = {rank: score for rank, score in scores(self._first, beats).items() if score > self._times}
-        told = {rank: score for rank, score in found.items() if rank not in self._slow}
-        self._first, self._began, self._slow = dict(beats), now, frozenset(found)
-        return told
+        own = own_seconds(self._first, beats)
+        found, matters_s = scores(own), MATTERS * (now - self._began) / done
+        slow = {rank for rank, score in found.items() if score > STRAGGLES and own[rank] * (1 - 1 / score) > matters_s}
+        new = {rank: found[rank] for rank in sorted(slow - self._told)}
+        self._told = slow | {rank for rank in self._told if found[rank] > WELL}
+        self._first, self._began = dict(beats), now
+        return new
 
 
-def scores(first: Mapping[int, Beat], last: Mapping[int, Beat]) -> dict[int, float]:
-    """Each rank's own seconds a step between two heartbeats, over the ranks' median: the straggler score.
+def own_seconds(first: Mapping[int, Beat], last: Mapping[int, Beat]) -> dict[int, float]:
+    """Each rank's own seconds a step between two heartbeats: in data and forward, where nobody is waited for."""
+    return {rank: (beat.own_s - first[rank].own_s) / (beat.steps - first[rank].steps) for rank, beat in last.items()}
 
-    A rank's own are those in data and forward, where nobody is waited for. Of two ranks the faster one is the measure.
-    """
-    own = {rank: (beat.own_s - first[rank].own_s) / (beat.steps - first[rank].steps) for rank, beat in last.items()}
+
+def scores(own: Mapping[int, float]) -> dict[int, float]:
+    """Straggler scores: own seconds a step over the ranks' median. Of two ranks the faster one is the measure."""
     middle = median_low(own.values())
     return {rank: value / middle for rank, value in own.items()} if middle > 0 else {}
 

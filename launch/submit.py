@@ -27,7 +27,8 @@ def prepare(
     """
     read = local.read(config, overrides)
     cfg = absolutely(read.cfg)
-    text = minimal(cfg, preset(read.path))
+    recipe = preset(read.path)
+    text = dump(cfg) if recipe is None else minimal(cfg, recipe)  # a whole config is taken for no recipe by the job
     return Submission(cfg, text, variants(cfg, text, sweep), interactive=interactive)
 
 
@@ -40,8 +41,9 @@ def minimal(cfg: Config, recipe: tuple[str, Config] | None = None) -> str:
     import yaml
 
     ours, plain = (yaml.safe_load(dump(each)) for each in (cfg, Config()))
-    found = _differing(ours, plain)
-    if recipe is not None:
+    if recipe is None:
+        found = _differing(ours, plain)
+    else:
         file, began = recipe
         base = yaml.safe_load(dump(absolutely(began)))
         found = {"base": {"file": Path(file).name} | _differing(base, plain)} | _differing(ours, base)

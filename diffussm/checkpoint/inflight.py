@@ -80,7 +80,9 @@ class InFlight:
         self.seconds = time.monotonic() - self._began
 
     def _tidy(self) -> None:
-        """Delete what the new, verified checkpoint makes superfluous. What fails is tried again after the next save."""
+        """Delete what the new, verified checkpoint makes superfluous. What fails is tried again after the next save,
+        so it stays if this was the last one.
+        """
         saved = self.order.folder
         try:
             self.order.fence.check()

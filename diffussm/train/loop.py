@@ -109,6 +109,7 @@ def train(
             leaving.step(at, saver.leave, checkpoint=saver.due)
             enter(Phase.DATA)
         data.close()
+        saver.tidy()
         logger.event("trained", images=at.images)
     except Preempted as error:  # nothing went wrong: the state is saved
         cause = "regroup" if isinstance(error, Regroup) else "preemption"

@@ -95,6 +95,7 @@ class Saver:
         self._config_digest = digest(cfg)  # takes a tenth of a second
         self.due = False
         self._rhythm: Rhythm | None = None
+        self._found: Found | None = None
 
     def parts(self, slices: list[Slice]) -> list[Part]:
         """What a checkpoint holds of this rank's own slices."""
@@ -120,12 +121,11 @@ class Saver:
             attempt=self.attempt, run_id=self._run_id,
         )  # fmt: skip
         if found is not None:
+            self._found = found
             self.at = self.saved = found.manifest.counters
             if found.store is not self.store:  # storage is behind, and may be owed a milestone
                 self.saved = restore.everyone(self._stored)[0]
             self.engine.restored(self.at.adam_steps)
-            if self.leads and found.store is self.store and self.at.images >= self.cfg.train.images:
-                self._tidy(found)  # no save comes any more that would
         self.receipt.restored(found, self.parts(self.engine.slices()))
         if self.cfg.checkpoint.pace is Pace.auto:
             begun = restore.everyone(lambda: begun_s(self.store) if self.leads else 0.0)[0]
@@ -232,6 +232,24 @@ class Saver:
         """What tells this run from an earlier one of its name; known once it is restored."""
         return self._run_id
 
+    def tidy(self) -> None:
+        """Delete what a start left that was killed after its last save: where this one found the training complete, no
+        save comes that would. Local.
+
+        Raises:
+            Superseded: a newer attempt has begun.
+        """
+        found = self._found
+        if not self.leads or found is None or found.store is not self.store:
+            return
+        if found.manifest.counters.images < self.cfg.train.images:
+            return
+        try:
+            self.fence.check()
+            retain.tidy(found.store, found.folder, found.manifest.attempt, self._tiers[0].keep)
+        except StorageError as error:
+            self.logger.event("delete failed", checkpoint=found.folder, reason=error.message)
+
     def close(self, timeout_s: float = 60.0) -> None:
         """Wait for a save under way, and for at most `timeout_s` for the receipt; end the threads. Local."""
         if self._flight is not None:
@@ -293,13 +311,6 @@ class Saver:
             reason=f"checkpoint.local={folder}: not every rank sees this folder; checkpoints go to storage alone",
         )
         return None
-
-    def _tidy(self, found: Found) -> None:
-        """Delete what a start that was killed after its last save left. Local."""
-        try:
-            retain.tidy(found.store, found.folder, found.manifest.attempt, self._tiers[0].keep)
-        except StorageError as error:
-            self.logger.event("delete failed", checkpoint=found.folder, reason=error.message)
 
     def _stored(self) -> Counters:
         """Where the training stood at the newest checkpoint of this run in storage, as rank 0 sees it."""

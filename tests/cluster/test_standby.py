@@ -73,8 +73,9 @@ def test_processes_that_waited_become_the_next_ranks(cluster: Any, tmp_path: Pat
             if ranks(2):
                 warnings.wish = Wish(Level.LEAVE, time.time() + 60, "seen enough")
         elif record["kind"] == "progress" and (now := ranks(1)):
-            waiting.update(rank_processes(psutil.Process(min(now)).ppid()) - now)
-            if len(waiting) == 2:
+            found = rank_processes(psutil.Process(min(now)).ppid()) - now
+            if len(found) == 2:
+                waiting.update(found)
                 killed.set()
                 os.kill(min(now), signal.SIGKILL)
 

@@ -1,6 +1,6 @@
 """A real Ray cluster: our policy is asked, typed errors come back, a killed worker is replaced.
 
-tests/chaos/test_faults.py has a short form of each.
+tests/chaos/test_faults.py has short forms of the first two; the budget alone is tested in test_policy.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.watchdog import Patience, Seen, Stragglers, judge, scores
+from cluster.watchdog import Patience, Seen, Stragglers, judge, own_seconds, scores
 from diffussm.train.phases import Beat, Phase
 
 PATIENCE = Patience(step_s=10, start_s=100, interval_s=0.5)
@@ -56,22 +56,40 @@ def beats(steps: int, *own_s: float) -> dict[int, Beat]:
 
 
 def test_a_straggler_is_measured_against_the_median() -> None:
-    assert scores(beats(10, 5, 5, 5), beats(20, 6, 6, 8)) == pytest.approx({0: 1, 1: 1, 2: 3})
-    assert scores(beats(10, 5, 5), beats(20, 6, 7)) == pytest.approx({0: 1, 1: 2}), "of two the faster is the measure"
-    assert scores(beats(10, 0, 0), beats(20, 0, 0)) == {}
+    own = own_seconds(beats(10, 5, 5, 5), beats(20, 6, 6, 8))
+    assert own == pytest.approx({0: 0.1, 1: 0.1, 2: 0.3})
+    assert scores(own) == pytest.approx({0: 1, 1: 1, 2: 3})
+    assert scores({0: 0.1, 1: 0.2}) == pytest.approx({0: 1, 1: 2}), "of two the faster is the measure"
+    assert scores({0: 0.1, 1: 0.3, 2: 0.1, 3: 0.3}) == pytest.approx({0: 1, 1: 3, 2: 1, 3: 3})
+    assert scores({0: 0.0, 1: 0.0}) == {}
+
+
+def windows(*own: tuple[float, float], wait_s: float = 0.0) -> list[dict[int, float]]:
+    """What is said after each window of 20 steps in which the two ranks took such own seconds a step."""
+    watch, steps, now, sums = Stragglers(steps=20, seconds=30), 1, 0.0, [9.0, 1.0]
+    assert watch.look(1, beats(0, 0, 0), now) == {}
+    assert watch.look(1, beats(steps, *sums), now) == {}, "the first step compiles"
+    said = []
+    for each in own:
+        steps, now = steps + 20, now + 20 * (max(each) + wait_s)
+        sums = [total + 20 * seconds for total, seconds in zip(sums, each, strict=True)]
+        said.append(watch.look(1, beats(steps, *sums), now))
+    return said
 
 
 def test_a_rank_that_slows_down_late_is_told_once_until_it_has_recovered() -> None:
-    watch = Stragglers(times=1.5, steps=20, seconds=30)
+    well, slow, border = (2.0, 2.0), (6.0, 2.0), (2.8, 2.0)
+    assert windows(well, well, slow, slow, border, slow, well, slow) == [
+        {}, {}, {0: pytest.approx(3)}, {}, {}, {}, {}, {0: pytest.approx(3)},
+    ]  # fmt: skip
+    assert windows((0.003, 0.009), wait_s=2) == [{}], "milliseconds of a step of two seconds"
+
+
+def test_a_window_is_long_enough_and_of_one_start() -> None:
+    watch = Stragglers(steps=20, seconds=30)
     assert watch.look(1, {}, 0) == {}
-    assert watch.look(1, beats(0, 0, 0), 0) == {}
-    assert watch.look(1, beats(1, 9, 1), 0) == {}, "the first step compiles"
-    assert watch.look(1, beats(1000, 1009, 1001), 100) == {}, "a long time well"
-    assert watch.look(1, beats(1010, 1040, 1011), 140) == {}, "too few steps"
-    assert watch.look(1, beats(1020, 1069, 1021), 120) == {}, "too few seconds"
-    assert watch.look(1, beats(1020, 1069, 1021), 140) == pytest.approx({0: 3})
-    assert watch.look(1, beats(1040, 1129, 1041), 180) == {}, "still slow"
-    assert watch.look(1, beats(1060, 1149, 1061), 220) == {}, "recovered"
-    assert watch.look(1, beats(1080, 1209, 1081), 260) == pytest.approx({0: 3}), "slow again"
+    assert watch.look(1, beats(1, 1, 1), 0) == {}
+    assert watch.look(1, beats(10, 100, 10), 110) == {}, "too few steps"
+    assert watch.look(1, beats(100, 29, 1), 29) == {}, "too few seconds"
     assert watch.look(2, beats(30, 1, 90), 300) == {}, "another start has its own windows"
-    assert watch.look(2, beats(60, 2, 180), 340) == pytest.approx({1: 90})
+    assert watch.look(2, beats(60, 2, 180), 400) == pytest.approx({1: 90})

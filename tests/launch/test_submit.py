@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffussm.config import Config, check, load, preset
+from diffussm.config import Config, check, dump, load, preset
 from diffussm.config.places import absolutely
 from diffussm.errors import ConfigError, UsageError
 from launch import submit
@@ -73,6 +73,17 @@ def test_a_job_knows_the_file_that_its_config_began_from(tmp_path: Path, monkeyp
     found = preset("again.yaml")
     assert found == ("imagenet-256.yaml", absolutely(began))
     assert list(yaml.safe_load(submission.config)) == ["base", "train", "cluster"]
+
+
+def test_a_job_of_a_runs_folder_knows_no_file_and_takes_none_for_one(config: str, tmp_path: Path) -> None:
+    """Its store has the preset that the run began from, which must stay."""
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(absolutely(load(config))))
+    submission = submit.prepare(str(folder), ["train.lr=0.5"])
+    (tmp_path / "again.yaml").write_text(submission.config)
+    assert load(tmp_path / "again.yaml") == submission.cfg
+    assert preset(tmp_path / "again.yaml") is None
 
 
 def test_places_become_absolute(config: str, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffussm.checkpoint import restore, store
+from diffussm.checkpoint import bucket as bucket_module
+from diffussm.checkpoint import restore
 from diffussm.checkpoint.manifest import MANIFEST, Counters, Manifest
 from diffussm.checkpoint.quarantine import NOTE
 from diffussm.checkpoint.save import save
@@ -58,7 +59,7 @@ def assert_holds(at: Store, step: int) -> None:
 
 def through(wire: Wire, url: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("S3_ENDPOINT_URL", wire.endpoint)
-    monkeypatch.setattr(store, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(bucket_module, "PART_BYTES", 5 << 20)
     return open_store(url)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-from urllib3 import HTTPResponse
 
-from diffussm.checkpoint.store import PART, AlreadyExists, LocalStore, NotFound, S3Store, Store, open_store
+from diffussm.checkpoint.store import PART, AlreadyExists, LocalStore, NotFound, Store, open_store
 from diffussm.errors import StorageError
-from tests.s3 import S3Server
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -81,55 +78,6 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_wrong_credentials_say_so(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match="credentials"):
-        open_store(s3_server.url("denied")).check_writable()
-
-
-def test_a_store_without_conditional_writes_looks_first_and_says_so(
-    s3_server: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A mock of one answer before a real server: stores that lack the header answer so."""
-    store = open_store(s3_server.url(f"plain/{tmp_path.name}"))
-    assert isinstance(store, S3Store)
-
-    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
-        if "If-None-Match" not in request.headers:
-            return None
-        body = b"<Error><Code>NotImplemented</Code><Message>A header you provided is not implemented</Message></Error>"
-        return AWSResponse(request.url, 501, {}, HTTPResponse(io.BytesIO(body), preload_content=False))
-
-    store.client.meta.events.register("before-send.s3.PutObject", answer)
-    store.write("attempts/1/start.json", b"first", create=True)
-    with pytest.raises(AlreadyExists):
-        store.write("attempts/1/start.json", b"second", create=True)
-    assert store.read("attempts/1/start.json") == b"first"
-    assert "has no conditional writes" in caplog.text
-
-
-def test_two_creations_at_one_moment_are_told_apart(s3_server: S3Server, tmp_path: Path) -> None:
-    """A mock of the answer that S3 gives while another conditional write of the key is under way; ours gives none."""
-    store = open_store(s3_server.url(f"conflict/{tmp_path.name}"))
-    assert isinstance(store, S3Store)
-    conflicts = iter(range(2))
-
-    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
-        if next(conflicts, None) is None:
-            return None
-        body = b"<Error><Code>ConditionalRequestConflict</Code><Message>conflicting operation</Message></Error>"
-        return AWSResponse(request.url, 409, {}, HTTPResponse(io.BytesIO(body), preload_content=False))
-
-    store.client.meta.events.register("before-send.s3.PutObject", answer)
-    store.write("attempts/1/start.json", b"first", create=True)
-    conflicts = iter(range(2))
-    with pytest.raises(AlreadyExists):
-        store.write("attempts/1/start.json", b"second", create=True)
-    conflicts = iter(range(100))
-    with pytest.raises(StorageError, match="ConditionalRequestConflict"):
-        store.write("attempts/2/start.json", b"first", create=True)
-
-
 def test_unknown_schemes_and_missing_buckets_are_refused() -> None:
     with pytest.raises(StorageError, match="gs://"):
         open_store("gs://bucket/x")
@@ -148,9 +96,7 @@ def test_what_a_killed_write_left_is_no_key_and_can_be_deleted(tmp_path: Path) -
     assert not list(store.unfinished(""))
 
 
-def test_a_write_that_fails_leaves_no_folder_and_one_whose_folder_goes_meanwhile_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     def refuse(number: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -160,12 +106,26 @@ def test_a_write_that_fails_leaves_no_folder_and_one_whose_folder_goes_meanwhile
         with pytest.raises(StorageError):
             store.write("a/b/c", b"x")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other").write_bytes(b"y")
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(StorageError, match="No space"):
+            store.write("a/b/c", b"x")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
 
-    mkdir, calls = Path.mkdir, []
+
+@pytest.mark.parametrize("moment", ["before the file", "between the folders"])
+def test_a_folder_that_goes_while_a_file_is_written_there_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    store, mkdir, calls = LocalStore(str(tmp_path)), Path.mkdir, []
 
     def made_and_gone(path: Path, **given: Any) -> None:
-        mkdir(path, **given)
         calls.append(path)
+        if len(calls) == 1 and moment == "between the folders":
+            raise FileNotFoundError(errno.ENOENT, "its parent is gone", str(path))
+        mkdir(path, **given)
         if len(calls) == 1:
             path.rmdir()
 
@@ -173,3 +133,20 @@ def test_a_write_that_fails_leaves_no_folder_and_one_whose_folder_goes_meanwhile
     store.write("a/c", b"x")
     assert store.read("a/c") == b"x"
     assert len(calls) == 2
+
+
+def test_what_is_left_is_looked_for_below_the_prefix_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of somebody else, which cannot be read, keeps nobody from tidying."""
+    for folder in ("c/1", "c/2", "d"):
+        (tmp_path / folder).mkdir(parents=True)
+    looked, iterdir = [], Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        looked.append(path.name)
+        if path.name == "1":
+            raise PermissionError(errno.EACCES, "not yours", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert list(LocalStore(str(tmp_path)).unfinished("c/")) == ["c/2/"]
+    assert "d" not in looked

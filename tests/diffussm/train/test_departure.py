@@ -20,8 +20,10 @@ from diffussm.train.saver import departure
 from diffussm.train.world import current
 from tests.runs import BATCH, final_losses, tiny_run
 
-SLOW_S = 1.0
-STEPS = 200
+SLOW_S = 1.5
+NOTICE_S = 2.0
+"""Less than storage takes with what is added to be sure, and time enough for the node's own folder."""
+STEPS = 320
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_with_storage_too_slow_for_the_deadline_the_nodes_folder_saves_the_step(
     def announce(record: dict[str, Any]) -> None:
         said.append(record)
         if record.get("event") == "saved" and control.wish.level is Level.NONE:
-            control.wish = Wish(Level.LEAVE, time.time() + SLOW_S, "notice")
+            control.wish = Wish(Level.LEAVE, time.time() + NOTICE_S, "notice")
 
     with pytest.raises(Preempted):
         loop.train(cfg, world, 1, tmp_path / "scratch", announce, control)

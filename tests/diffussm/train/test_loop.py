@@ -93,14 +93,17 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(cfg: Config, tmp_pat
 @pytest.mark.world_size(1)
 def test_what_a_kill_after_the_last_save_left_is_deleted_by_the_next_start(cfg: Config, tmp_path: Path) -> None:
     cfg = named(cfg, "killed")
+    cfg.checkpoint.milestone_images = 6 * BATCH
     run(cfg, tmp_path)
     folder = Path(cfg.storage, cfg.name, "checkpoints")
     expected = sorted(folder.iterdir())
-    assert len(expected) == cfg.checkpoint.keep
-    shutil.copytree(expected[0], folder / f"{BATCH:012d}")  # superfluous, its deletion not begun
-    half = shutil.copytree(expected[0], folder / f"{2 * BATCH:012d}")
+    assert len(expected) > cfg.checkpoint.keep, "milestones"
+    newest = expected[-1]
+    shutil.copytree(newest, folder / f"{BATCH:012d}")  # superfluous, its deletion not begun
+    half = shutil.copytree(newest, folder / f"{2 * BATCH:012d}")
     (half / "manifest.json").unlink()  # in the middle
-    (folder / f"{3 * BATCH:012d}").mkdir()  # but for its folder
+    (folder / f"{3 * BATCH:012d}").mkdir(exist_ok=True)  # but for its folder
+    assert (folder / f"{3 * BATCH:012d}") not in expected
     run(cfg, tmp_path)
     assert sorted(folder.iterdir()) == expected
 
