@@ -295,3 +295,11 @@ def hold_where_told(folder: Path, rank: int, number: int) -> None:
             gate.wait(0.02)
 
     saver.Saver.step = holding  # type: ignore[method-assign]
+
+
+def rest_and_hold(folder: Path, rank: int, number: int) -> None:
+    """As `hold_where_told`; journals in a bucket rest for ever after their first put."""
+    from diffussm.observe import appended
+
+    appended.PUT_BYTES_PER_S = 0.001  # type: ignore[assignment]
+    hold_where_told(folder, rank, number)

@@ -22,6 +22,7 @@ from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError, ExitCode, StorageError
 from diffussm.naming import RunPaths
+from diffussm.observe.appended import read_end
 from diffussm.observe.events import read_journal
 
 AGAIN = frozenset({ExitCode.PREEMPTED, ExitCode.INFRASTRUCTURE, -9})
@@ -177,9 +178,7 @@ class Run:
 
     def _read_last(self) -> dict[str, Any]:
         """The last whole line of metrics.jsonl; raises StorageError if there is none."""
-        size = self.store.size("metrics.jsonl")
-        start = max(0, size - TAIL_BYTES)
-        lines = self.store.read_range("metrics.jsonl", start, size - start).split(b"\n")[bool(start) : -1]
+        lines = read_end(self.store, "metrics.jsonl", TAIL_BYTES).split(b"\n")[:-1]
         if not lines:
             raise NotFound("metrics.jsonl has no line yet")
         found: dict[str, Any] = json.loads(lines[-1])

@@ -28,6 +28,8 @@ GROUP = "saves"
 T = TypeVar("T")
 Confirmed = tuple[File, dict[str, int], dict[str, str]]
 """What a rank tells of its file: how to find and verify it, its slices' digests, and their dtypes."""
+_FIRST_S = 10.0
+"""Longest time for what is stored before a manifest: a diary holds up no checkpoint."""
 VERSIONED = ("torch", "deepspeed", "ray", "mosaicml-streaming", "safetensors")
 """Packages whose versions go into each manifest, beside our own."""
 
@@ -49,6 +51,9 @@ class Order:
     """gloo; its own if the order is carried out on a thread. None is the default group."""
     read_back: bool = True
     """Read all files back and verify them once the manifest is there."""
+    first: Callable[[float], object] | None = None
+    """Called by rank 0 before the manifest is put, with the seconds it may take: stores what must not be lost of the
+    steps that are saved. It need not succeed."""
 
 
 def draft(
@@ -118,6 +123,8 @@ def publish(
     confirmed = _everyone(order, lambda: in_time(bring, key), "written")
 
     def conclude() -> Manifest:
+        if order.first is not None:
+            order.first(min(_FIRST_S, max(0.0, end - time.monotonic()) / 2))
         return in_time(lambda: _put_manifest(order, confirmed), f"{order.folder}/{MANIFEST}")
 
     manifest: Manifest = _everyone(order, lambda: conclude() if rank == 0 else None, "concluded")[0]

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import LocalStore, NotFound, Store
 from diffussm.errors import StorageError, Superseded
 from diffussm.naming import join
+from diffussm.observe.appended import File, Object, read_all
 
 _LOG = logging.getLogger(__name__)
-
-PUT_BYTES_PER_S = 50_000
-"""Bytes a second that putting a journal into a bucket takes on average at most, until it is 30 MB large."""
-MOST_REST_S = 600.0
-"""Longest time between two puts: what a killed process can lose of a journal, at the most."""
 
 DRIVER = "driver.jsonl"
 """Events that the driver saw: faults, decisions, warnings of any rank. Rank 0 writes events.jsonl."""
@@ -33,15 +26,18 @@ class Lines:
     """Appends lines to one key, on a thread of its own. One writer for each key; rank 0 or the driver.
 
     A store that is slow, full or away delays no caller: lines wait in memory. Failures to write are logged and tried
-    again with the next line: training does not stop for its diary.
+    again with the next line: training does not stop for its diary. A process that is killed loses the lines of the last
+    moment, in a bucket of up to 10 s; those that must not be lost are flushed.
 
     With a fence, lines of an attempt that is not the newest any more are refused.
     """
 
     def __init__(self, store: Store, key: str, fence: Fence | None = None) -> None:
         self._key, self._fence = key, fence
-        self._place = _File(store.root / key) if isinstance(store, LocalStore) else _Object(store, key)
-        self._ending = threading.Event()
+        self._place = File(store.root / key) if isinstance(store, LocalStore) else Object(store, key)
+        self._ending, self._hurry = threading.Event(), threading.Event()
+        self._changed = threading.Condition()
+        self._appended = self._stored = self._failures = 0
         self._wake: queue.Queue[bool] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name=f"journal {key}", daemon=True)
         self._thread.start()
@@ -49,12 +45,29 @@ class Lines:
     def append(self, line: str) -> None:
         """Append one line. Returns at once."""
         self._place.add(line.encode() + b"\n")
+        with self._changed:
+            self._appended += 1
         self._wake.put(True)
+
+    def hurry(self) -> None:
+        """Let what waits be written now, whatever the store has rested. Returns at once."""
+        self._hurry.set()
+        self._wake.put(True)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all lines so far are in the store, for at most `timeout_s`; whether they are."""
+        with self._changed:
+            appended, failures = self._appended, self._failures
+        self.hurry()
+        with self._changed:
+            self._changed.wait_for(lambda: self._stored >= appended or self._failures > failures, timeout_s)
+            return self._stored >= appended
 
     def end(self) -> None:
         """Let what waits be written now; no line comes any more. Returns at once."""
         if not self._ending.is_set():
             self._ending.set()
+            self._hurry.set()
             self._wake.put(False)
 
     def close(self, timeout_s: float = 60.0) -> None:
@@ -74,14 +87,26 @@ class Lines:
                 except queue.Empty:
                     break
             written = self._write("it is tried again with the next line")
-            self._ending.wait(self._place.rest_s)
+            if not self._ending.is_set():
+                self._hurry.wait(self._place.rest_s)
+                self._hurry.clear()
         if not written:
             self._write("its last lines are lost")
 
     def _write(self, otherwise: str) -> bool:
         """Write what waits; False, with a warning, if the store refused."""
-        if not self._allowed():
-            return True
+        with self._changed:
+            appended = self._appended
+        written = not self._allowed() or self._try_to_write(otherwise)
+        with self._changed:
+            if written:
+                self._stored = appended
+            else:
+                self._failures += 1
+            self._changed.notify_all()
+        return written
+
+    def _try_to_write(self, otherwise: str) -> bool:
         try:
             self._place.write()
         except (StorageError, OSError) as error:
@@ -102,73 +127,6 @@ class Lines:
         return True
 
 
-class _File:
-    """Lines of a file, appended. `add` and `write` may be called by two threads."""
-
-    rest_s = 0.0
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._waiting: deque[bytes] = deque()
-        self._rest = b""
-        """What is not written yet; it may begin within a line of which the disk took only a part."""
-        self._is_known = False
-
-    def add(self, line: bytes) -> None:
-        self._waiting.append(line)
-
-    def write(self) -> None:
-        """Append what waits. Raises OSError; what was written until then is not written again."""
-        while self._waiting:
-            self._rest += self._waiting.popleft()
-        if not self._rest:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+b", buffering=0) as file:
-            if not self._is_known and _is_torn(file):
-                self._rest = b"\n" + self._rest  # else the first line would be lost with the torn one
-            self._is_known = True
-            while self._rest:
-                self._rest = self._rest[file.write(self._rest) :]
-
-
-class _Object:
-    """Lines of an object in a bucket, which knows no append: the whole is put anew. Threads as for `_File`."""
-
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        try:
-            self._lines = store.read(key).splitlines(keepends=True)
-        except NotFound:
-            self._lines = []
-        self._size = self._put = sum(map(len, self._lines))
-
-    @property
-    def rest_s(self) -> float:
-        """Seconds until the next put: the larger the journal, the rarer."""
-        return min(MOST_REST_S, self._size / PUT_BYTES_PER_S)
-
-    def add(self, line: bytes) -> None:
-        self._lines.append(line)
-
-    def write(self) -> None:
-        """Put all lines. Raises StorageError."""
-        data = b"".join([*self._lines])
-        if len(data) == self._put:
-            return
-        self._size = len(data)
-        self._store.write(self._key, data)
-        self._put = len(data)
-
-
-def _is_torn(file: io.FileIO) -> bool:
-    """Whether a file ends within a line, as a full disk or the loss of a node leaves it."""
-    if not file.seek(0, io.SEEK_END):
-        return False
-    file.seek(-1, io.SEEK_END)
-    return file.read(1) != b"\n"
-
-
 class Journal(Lines):
     """Lines that are JSON objects."""
 
@@ -186,10 +144,19 @@ def close(journals: Sequence[Lines], timeout_s: float) -> None:
         journal.close(max(0.0, end - time.monotonic()))
 
 
+def flush(journals: Sequence[Lines], timeout_s: float) -> bool:
+    """Wait until all lines so far of all these journals are stored, for at most `timeout_s`; whether they are."""
+    end = time.monotonic() + timeout_s
+    for journal in journals:
+        journal.hurry()
+    stored = [journal.flush(max(0.0, end - time.monotonic())) for journal in journals]
+    return all(stored)
+
+
 def count_lines(store: Store, key: str) -> int:
     """Lines of a journal; 0 if it is absent."""
     try:
-        return store.read(key).count(b"\n")
+        return read_all(store, key).count(b"\n")
     except NotFound:
         return 0
 
@@ -201,7 +168,7 @@ def read_lines(store: Store, key: str) -> tuple[list[dict[str, Any]], int]:
     the last newline is being written at this moment, or was cut by a kill, and does not count.
     """
     try:
-        lines = store.read(key).split(b"\n")[:-1]
+        lines = read_all(store, key).split(b"\n")[:-1]
     except NotFound:
         return [], 0
     found, torn = [], 0

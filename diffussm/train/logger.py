@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.manifest import Counters
 from diffussm.checkpoint.store import Store
 from diffussm.config.schema import Config, Precision
-from diffussm.observe.events import Journal, close
+from diffussm.observe.events import Journal, close, flush
 from diffussm.observe.goodput import Ledger
 from diffussm.observe.meter import Meter
 from diffussm.observe.peak import peak
@@ -24,6 +25,7 @@ from diffussm.train.phases import Phases
 from diffussm.train.telemetry import TimestepLosses
 from diffussm.train.world import World
 
+_LOG = logging.getLogger(__name__)
 Announce = Callable[[dict[str, Any]], None]
 """Where rank 0 tells the driver what happens; a record has a `kind`."""
 
@@ -116,10 +118,18 @@ class Logger:
     def _seconds(self) -> dict[str, float]:
         return {phase.value: spent for phase, spent in self.phases.seconds().items()}
 
+    def flush(self, timeout_s: float) -> None:
+        """Wait until every line so far is stored, for at most `timeout_s`; what is not is told as a warning."""
+        if self.world.leads and not flush(self._journals(), timeout_s):
+            _LOG.warning("lines of the steps so far were not stored within %.3g s; a kill would lose them", timeout_s)
+
     def close(self, timeout_s: float = 60.0) -> None:
         """Finish the journals, all of them within `timeout_s`."""
         if self.world.leads:
-            close([self._metrics, self._events, self._telemetry, self._ledger.journal], timeout_s)
+            close(self._journals(), timeout_s)
+
+    def _journals(self) -> list[Journal]:
+        return [self._metrics, self._events, self._telemetry, self._ledger.journal]
 
 
 def _mean_over_ranks(losses: list[Tensor]) -> float:

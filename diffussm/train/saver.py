@@ -270,7 +270,7 @@ class Saver:
         )  # fmt: skip
         order = Order(
             tier.store, f"checkpoints/{at.images:012d}", plan, self._snapshot.source(), deadline_s, self.fence,
-            self._group, read_back,
+            self._group, read_back, self.logger.flush,
         )  # fmt: skip
         self.stall_seconds = time.monotonic() - began
         self._flight = InFlight(order, self._snapshot, tier, self.stall_seconds, self.logger.event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,20 @@ class Fragile(LocalStore):
             path.write_bytes(path.read_bytes()[:-1] + b"\xff")
 
 
-def begin(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
+def begin(
+    store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *,
+    permanent: bool = False, first: Callable[[float], object] | None = None,
+) -> InFlight:  # fmt: skip
     snapshot, at = Snapshot(), Counters(step, step, 0, step, step, 0)
     snapshot.take([Part("w", (5,), 0, {"master": torch.full((5,), float(step))})])
     plan = draft(at, {"w": (5,)}, ["master"], attempt=1, zero_stage=1, config_digest="d", permanent=permanent)
     folder, tier = f"checkpoints/{step:012d}", Tier("storage", store, 1, 0, keep=1)
-    order = Order(store, folder, plan, snapshot.source(), 60.0, Fence(store, 1))
+    order = Order(store, folder, plan, snapshot.source(), 60.0, Fence(store, 1), first=first)
     return InFlight(order, snapshot, tier, 0.0, lambda what, **details: said.append((what, details)))
 
 
-def save(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], *, permanent: bool = False) -> InFlight:
-    flight = begin(store, step, said, permanent=permanent)
+def save(store: LocalStore, step: int, said: list[tuple[str, dict[str, Any]]], **more: Any) -> InFlight:
+    flight = begin(store, step, said, **more)
     flight.wait(60)
     assert flight.done
     return flight
@@ -105,6 +109,21 @@ def test_nothing_is_deleted_before_the_new_one_was_read_back(tmp_path: Path) -> 
     target = Part("w", (5,), 0, {"master": torch.zeros(5)})
     assert restore.restore_newest([store], [target], pytest.fail, attempt=2) is not None
     assert target.tensors["master"].tolist() == [1.0] * 5
+
+
+def test_what_must_not_be_lost_is_stored_before_the_manifest(tmp_path: Path) -> None:
+    """Whatever comes of it: a diary holds up no checkpoint."""
+    store, asked = Fragile(str(tmp_path)), list[tuple[bool, float]]()
+
+    def first(seconds: float) -> bool:
+        asked.append((store.exists(f"checkpoints/{1:012d}/manifest.json"), seconds))
+        return False
+
+    assert save(store, 1, [], first=first).error is None
+    ((there_already, seconds),) = asked
+    assert not there_already
+    assert 0 < seconds <= 10
+    assert there(store) == [1]
 
 
 def test_milestones_outlive_the_rest(tmp_path: Path) -> None:

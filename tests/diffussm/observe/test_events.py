@@ -11,7 +11,7 @@ import pytest
 from diffussm.checkpoint.fence import Fence
 from diffussm.checkpoint.store import LocalStore, Store
 from diffussm.errors import StorageError
-from diffussm.observe.events import Journal, _Object, close, read_journal, read_lines
+from diffussm.observe.events import Journal, close, flush, read_journal, read_lines
 from tests.s3 import S3Server
 
 
@@ -113,7 +113,10 @@ def test_a_slow_or_failing_bucket_delays_no_writer(caplog: pytest.LogCaptureFixt
                 raise StorageError("store away")
             content[key] = data
 
-        upload = fetch = keys = size = delete = None
+        def size(self, key):
+            raise_not_found(key)
+
+        upload = fetch = keys = delete = None
 
     Slow.__abstractmethods__ = frozenset()
     journal = Journal(Slow("s3://x"), "e.jsonl")
@@ -127,26 +130,51 @@ def test_a_slow_or_failing_bucket_delays_no_writer(caplog: pytest.LogCaptureFixt
     assert "store away" in caplog.text
 
 
-def test_a_large_journal_is_put_rarely_yet_at_once_at_the_end(s3_server: S3Server) -> None:
+def test_a_bucket_rests_between_puts_unless_somebody_must_know_that_the_lines_are_there(s3_server: S3Server) -> None:
     from diffussm.checkpoint.store import open_store
 
     store = open_store(s3_server.url("large"))
-    store.write("t.jsonl", b'{"a": 0}\n' * 300_000)  # 2.7 MB: some 54 s between two puts
-    place = _Object(store, "t.jsonl")
-    assert 50 < place.rest_s < 60
+    store.write("t.jsonl", b'{"a": 0}\n' * 50_000)  # 450 kB: 9 s between two puts
     puts, write = [], store.write
     store.write = lambda key, data: puts.append(write(key, data))  # type: ignore[assignment, method-assign]
     journal = Journal(store, "t.jsonl")
+    began = time.monotonic()
     journal.write({"a": 1})
     while not puts:
         time.sleep(0.01)
     for number in range(2, 6):
         journal.write({"a": number})
-    began = time.monotonic()
-    journal.close()
-    assert time.monotonic() - began < 30
-    assert len(puts) == 2
+    assert journal.flush(60)
     assert [record["a"] for record in read_journal(store, "t.jsonl")[-5:]] == [1, 2, 3, 4, 5]
+    journal.write({"a": 6})
+    journal.close()
+    assert len(puts) == 3
+    assert time.monotonic() - began < 18, "it rested nowhere to the end"
+    assert read_journal(store, "t.jsonl")[-1]["a"] == 6
+
+
+def test_a_flush_says_whether_the_lines_are_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+
+    class Standing(Fence):
+        def check(self) -> None:
+            gate.wait(60)
+
+    store = LocalStore(str(tmp_path))
+    standing, refused = Journal(store, "s.jsonl", Standing(store, 1)), Journal(store, "r.jsonl")
+    assert standing.flush(60), "there is nothing to be stored"
+    (tmp_path / "r.jsonl").mkdir()
+    standing.write({"a": 1})
+    refused.write({"a": 1})
+    assert not standing.flush(0.05)
+    began = time.monotonic()
+    assert not refused.flush(60)
+    assert time.monotonic() - began < 30, "a refusal is not waited out"
+    gate.set()
+    (tmp_path / "r.jsonl").rmdir()
+    assert flush([standing, refused], 60)
+    assert [read_journal(store, key)[0]["a"] for key in ("s.jsonl", "r.jsonl")] == [1, 1]
+    close([standing, refused], 60)
 
 
 def raise_not_found(key: str) -> None:

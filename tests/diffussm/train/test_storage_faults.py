@@ -108,6 +108,23 @@ def test_the_server_dies_in_an_upload_and_the_training_goes_on_without_it(
         assert not restore.verify(store_of(cfg), folder, manifest)  # type: ignore[arg-type]
 
 
+def test_a_kill_loses_no_line_of_a_step_that_is_saved(tmp_path: Path, s3_server: S3Server, whole: Config) -> None:
+    """A journal in a bucket rests between its puts, here for ever; a checkpoint waits for the lines before it."""
+    cfg = replace(whole, name="lines", storage=s3_server.url(f"lines/{tmp_path.name}"))
+    hold = tmp_path / "hold-10"
+    hold.touch()
+    ranks = kills.start(cfg, tmp_path, 1, patch="rest_and_hold", environment=s3_server.variables)
+    until(lambda: bool(list(restore.manifests(store_of(cfg)))), ranks)
+    ranks[0].kill()
+    ranks[0].join()
+    saved = restore.choose(store_of(cfg))[1].counters.images
+    assert sorted(losses(cfg))[: saved // BATCH] == list(range(BATCH, saved + 1, BATCH))
+    hold.unlink()
+    ended = kills.attempt(cfg, tmp_path, 1, environment=s3_server.variables)
+    assert not ended.errors, ended.errors
+    assert_the_same_run(cfg, whole)
+
+
 def test_wrong_credentials_stop_a_start_and_change_nothing(tmp_path: Path, s3_server: S3Server, whole: Config) -> None:
     cfg = replace(whole, name="locked", storage=s3_server.url(f"runs/{tmp_path.name}"))
     half = replace(cfg, train=replace(cfg.train, images=STEPS // 2 * BATCH))
