@@ -63,6 +63,8 @@ def test_all_of_an_end_shares_one_deadline(tmp_path: Path, monkeypatch: Any) -> 
         def read(self, key: str) -> bytes:
             raise NotFound(key)
 
+        size = read  # type: ignore[assignment]
+
         def keys(self, prefix: str = "") -> Iterator[str]:
             return iter(())
 

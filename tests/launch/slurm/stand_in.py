@@ -27,6 +27,7 @@ def driver(arguments: list[str]) -> int:
     import yaml
 
     config = yaml.safe_load(Path(arguments[0]).read_text())
+    config = config.pop("base") | config  # the recipe that it began from, then what differs
     storage = Path(config["storage"])
     started = storage / "starts.jsonl"
     number = len(started.read_text().splitlines()) if started.exists() else 0
