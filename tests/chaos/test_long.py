@@ -164,7 +164,7 @@ def test_the_head_of_several_nodes_is_lost(tmp_path: Path) -> None:
 @pytest.mark.timeout(MANY_S)
 @pytest.mark.parametrize("count", [8, 50, 100])
 def test_random_faults_of_many_kinds(tmp_path: Path, s3_server: S3Server, count: int) -> None:
-    """A hundred take half an hour on two cores; their table is for docs/benchmarks.md. Eight are a first try.
+    """A hundred take some 40 minutes on two cores, fifty 20; tables are for docs/benchmarks.md. Eight are a first try.
 
     The last quarter of the steps is for faults that had to wait for the recovery from others.
     """
