@@ -25,6 +25,8 @@ from diffussm.naming import is_remote, join
 _LOG = logging.getLogger(__name__)
 PART = ".part"
 """Ending of a local file that is being written."""
+_OTHERS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+"""Why an empty folder cannot be removed a moment later: somebody writes there, or was faster."""
 _RACES = 10
 """How often a folder may be removed between its making and its first file."""
 
@@ -205,11 +207,7 @@ class LocalStore(Store):
                 folder.rmdir()
                 folder = folder.parent
         except OSError as error:
-            if error.errno not in (
-                errno.ENOTEMPTY,
-                errno.EEXIST,
-                errno.ENOENT,
-            ):  # else somebody writes there, or was faster
+            if error.errno not in _OTHERS:
                 raise
 
     @contextlib.contextmanager
@@ -258,10 +256,8 @@ def _open_in_folder(path: Path) -> BinaryIO:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
-        except (
-            FileNotFoundError,
-            FileExistsError,
-        ):  # somebody just deleted the last file there, and with it the folder
+        except (FileNotFoundError, FileExistsError):
+            # Somebody just deleted the last file there, and with it the folder.
             if not left or path.parent.is_file():
                 raise
     raise AssertionError("unreachable")
