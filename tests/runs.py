@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from diffussm.config.schema import (
     CheckpointConfig,
@@ -63,3 +67,23 @@ def metrics(cfg: Config) -> list[dict[str, Any]]:
 def final_losses(cfg: Config) -> dict[int, float]:
     """Loss by images; where steps were replayed, the last attempt's."""
     return {record["images"]: record["loss"] for record in metrics(cfg)}
+
+
+@contextlib.contextmanager
+def no_save_overtaken() -> Iterator[None]:
+    """Each save ends before the next step begins, for a test that needs every checkpoint of its run.
+
+    A step of this run takes milliseconds, and on a busy machine the next save comes due while one is still under way;
+    training skips it then.
+    """
+    from diffussm.checkpoint.inflight import InFlight
+
+    begin = InFlight.__init__
+
+    def begin_and_wait(self: InFlight, *args: Any) -> None:
+        begin(self, *args)
+        self.wait(None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InFlight, "__init__", begin_and_wait)
+        yield
