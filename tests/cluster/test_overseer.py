@@ -16,6 +16,7 @@ from cluster.hub import Hub, Place
 from cluster.nodes import Node
 from cluster.overseer import Overseer
 from cluster.preempt import Warnings
+from cluster.watchdog import Stragglers
 from diffussm.config.schema import ClusterConfig, Config, TrainConfig
 from diffussm.train.control import Level, Wish
 from diffussm.train.phases import Beat, Phase
@@ -114,6 +115,21 @@ def test_a_run_is_asked_to_grow_again_after_it_had_to_shrink_again(scene: Scene)
         assert scene.hub.asked().level is Level.REGROUP
         assert scene.asked() == times * ["2 workers could be had, 1 work"]
         assert "asked to leave" not in {record["event"] for record in scene.said}  # that would be an alert
+
+
+def test_a_slow_rank_is_told_with_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overseer, "Stragglers", lambda: Stragglers(steps=2, seconds=0.0))
+    scene = Scene(monkeypatch)
+    scene.overseer.start()
+    try:
+        for steps, own_s in ((1, (1.0, 1.0)), (4, (4.0, 13.0)), (7, (7.0, 25.0))):
+            for rank in (0, 1):
+                scene.beat(rank, Beat(Phase.DATA, 0.0, steps, 8 * steps, own_s[rank]))
+            scene.looks()
+    finally:
+        scene.overseer.stop()
+    told = [record for record in scene.said if record["event"] == "straggler"]
+    assert [record["times the median"] for record in told] == ["rank 1 on host: 4.0"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), SystemExit(1)])
