@@ -7,6 +7,7 @@ same name it goes on where it was, and does nothing when the run is finished.
 from __future__ import annotations
 
 import argparse
+import csv
 import signal
 import sys
 import traceback
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 finally:
                     stages.end()
             case "sample":
-                classes, values = ([part for part in text.split(",") if part] for text in (asked.classes, asked.values))
+                classes, values = listed(asked.classes), listed(asked.values)
                 if asked.strip:
                     stages.strip(asked.strip, classes, values, asked.grid, asked.checkpoint)
                 else:
@@ -81,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return int(ExitCode.INTERNAL)
     return int(ExitCode.DONE)
+
+
+def listed(text: str) -> list[str]:
+    """Words between commas; one that has a comma itself, as names of ImageNet's classes do, stands in double quotes."""
+    return [word for word in next(csv.reader([text], skipinitialspace=True), []) if word]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ class Background:
                     start_new_session=True,
                 )
             note = _Note(run, process.pid, _began(process.pid), submission.root, str(log))
-            (folder / f"{run}.json").write_text(json.dumps(asdict(note)))
+            kept = folder / f"{run}.json.new"
+            kept.write_text(json.dumps(asdict(note)))
+            kept.replace(folder / f"{run}.json")  # never half a note: every look at this machine's jobs reads it
         return str(process.pid)
 
     def jobs(self, run: str = "") -> list[Job]:

@@ -4,7 +4,7 @@ that fails, `submit --dry-run` shows them all."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffussm.config.plan import Batching, layout, size, why_illegal
 from diffussm.config.schema import Config
@@ -37,8 +37,9 @@ class Check:
 def checks(submission: Submission, target: str) -> Iterator[Check]:
     """Look at size, memory, deadline, bucket and index, cheap ones first."""
     cfg = submission.cfg
-    yield legal_size(cfg)
-    yield from memory_and_deadline(cfg, target, submission.measured_save_s)
+    for each in submission.swept or (cfg,):
+        for found in (legal_size(each), *memory_and_deadline(each, target, submission.measured_save_s)):
+            yield replace(found, what=f"{found.what} of {each.name}") if submission.swept else found
     yield places(cfg, target)
     if target != "kubernetes" or is_remote(cfg.storage):
         yield bucket(submission, target)
@@ -79,13 +80,25 @@ def memory_and_deadline(cfg: Config, target: str, measured_s: float | None = Non
     yield deadline(asked.save_s if measured_s is None else measured_s, cfg, target, measured_s)
 
 
+def planned_save_s(cfg: Config) -> float | None:
+    """Seconds of a save by the plan; None where the latents' size is not known, or there is no plan for this config."""
+    known = latent(cfg)
+    if known is None:
+        return None
+    try:
+        planned = Estimator.of(cfg, known)
+        return planned.estimate(planned.configured()).save_s
+    except DiffuSSMError:  # told by the check of the memory
+        return None
+
+
 def deadline(save_s: float, cfg: Config, target: str, measured_s: float | None = None) -> Check:
     """Twice a save fits into the time between the warning and the kill."""
     key, given = (
         ("slurm.warning_s", cfg.slurm.warning_s) if target == "slurm" else ("cluster.grace_s", cfg.cluster.grace_s)
     )
     if target == "kubernetes":
-        key, given = "the pods' grace", grace(measured_s).drain_s
+        key, given = "the pods' grace", grace(measured_s, save_s).drain_s
     said = f"a save takes about {save_s:.0f} s of {given:g} s ({key})"
     return Check("deadline", 2 * save_s <= given, said, f"{key}={max(60, 2 * int(save_s + 1))}, or more nodes")
 

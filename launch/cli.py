@@ -243,7 +243,7 @@ def submit(
         raise UsageError(f"--interactive: found with --to {to}; allowed: --to kubernetes", "on Slurm use salloc")
     submission = submitting.prepare(config, overrides, sweep, interactive)
     where = runs.target(to, submission.cfg)
-    submission = submitting.measured(submission)  # the time there is to save is held against what saves take
+    submission = submitting.with_save_times(submission)  # the time there is to save is held against what saves take
     if dry_run:
         text, passed = submitting.dry_run(submission, where)
         typer.echo(text)

@@ -19,7 +19,7 @@ Overrides = Annotated[
 DryRun = Annotated[bool, Option("--dry-run", help="Print config, plan and command line, then stop.")]
 Checkpoint = Annotated[int | None, Option(metavar="IMAGES", min=0, help="Which checkpoint (default: the newest).")]
 
-Classes = Annotated[str, Option(metavar="A,B,...", help="Rows of the grid (default: all classes).")]
+Classes = Annotated[str, Option(metavar="A,B,...", help='Rows of the grid (default: all classes); "a, b" is one.')]
 PerClass = Annotated[int | None, Option(help="sample.per_class: pictures for each class.")]
 Guidance = Annotated[float | None, Option(help="sample.guidance: 1 is none.")]
 Sampler = Annotated[str | None, Option(help="sample.sampler: ddpm, ddim or dpm.")]

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from diffussm.config.plan import layout
 from diffussm.config.schema import Config
+from diffussm.config.schema_jobs import Container
 from diffussm.config.slurm import is_line
 from diffussm.errors import MissingError, UsageError
 from launch import squeue
@@ -138,7 +139,9 @@ def _context(submission: Submission) -> dict[str, Any]:
         "options": options(submission),
         "nodes": nodes,
         "max_restarts": slurm.max_restarts,
-        "python": slurm.python or sys.executable,
+        "python": slurm.python or (sys.executable if slurm.container is Container.none else "python3"),
+        "logs": slurm.logs,
+        "job_name": submission.job_name,
         "container": slurm.container.name,
         "image": slurm.image,
         "mount_list": slurm.mounts,
@@ -230,7 +233,11 @@ def _signal(task: str) -> None:
 def _ask(command: Sequence[str], given: str = "") -> str:
     """Run one of Slurm's commands; its output, or MissingError with what it said."""
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603 - a list
+        done = subprocess.run(  # noqa: S603 - a list
+            command, input=given, capture_output=True, text=True, check=False, timeout=squeue.ANSWER_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise squeue.silent(command) from error
     except FileNotFoundError as error:
         raise MissingError(
             f"{command[0]}: is not on this machine", "submit on a login node of the cluster, or use --to local"

@@ -36,6 +36,8 @@ _KEY = re.compile(r"(?:^| )([A-Za-z][A-Za-z0-9/:_-]*)=")
 _NO_TASK = 0xFFFFFFFE
 """Stands where Slurm fills a task's number into the name of a file before the task has begun."""
 _FORGOTTEN_DAYS = 30
+ANSWER_S = 60.0
+"""Longest wait for one of Slurm's commands; each tries again by itself while the controller is away."""
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading JSON of an unknown shape raises."""
 
@@ -97,7 +99,7 @@ def queued(text: str, run: str, user: int) -> list[Job]:
         job = Job(
             id=str(number),
             run=each["name"].removeprefix(PREFIX),
-            state=states[-1],
+            state=_word(states),
             alive=alive,
             where=each["nodes"] or (reason if alive else ""),
             restarts=_whole(each["restart_cnt"]) or 0,
@@ -122,7 +124,7 @@ def accounted(text: str, run: str, user: str) -> list[Job]:
         where = each["nodes"].replace("None assigned", "")
         root = unquote(each["comment"]["job"] or "")
         alive = not ALIVE.isdisjoint(states)
-        job = Job(number, run_or_sweep, states[-1], alive, where, 0, root, "")
+        job = Job(number, run_or_sweep, _word(states), alive, where, 0, root, "")
         found += _by_task(job, str(parent), str(task) if parent else "")
     return _wanted(found, run)
 
@@ -237,6 +239,11 @@ def _states(value: Any) -> list[str]:
     return [state.split(" ", 1)[0] for state in states]  # CANCELLED by 1000
 
 
+def _word(states: Sequence[str]) -> str:
+    """The one that says most: the last flag, but a job that is sent a signal or resized runs."""
+    return states[0] if set(states[1:]) <= {"SIGNALING", "RESIZING"} else states[-1]
+
+
 def _expanded(file: str, marks: Mapping[str, object]) -> str:
     """A name with Slurm's marks filled in; "" if one is not known, or not yet."""
     if any(marks.get(mark) is None for mark in re.findall("%(.?)", file)):
@@ -249,9 +256,22 @@ def _number(job: str) -> int:
     return int(digits.group()) if digits else 0
 
 
+def silent(command: Sequence[str]) -> MissingError:
+    """What to say of a command that did not end."""
+    return MissingError(
+        f"{shlex.join(command)}: no answer within {ANSWER_S:g} s", "look whether Slurm answers: scontrol ping"
+    )
+
+
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Raises FileNotFoundError, and MissingError if it does not end."""
     whole = os.environ | {"SLURM_BITSTR_LEN": "0"}  # or a long list of tasks ends in "..."
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=whole)  # noqa: S603 - a list
+    try:
+        return subprocess.run(  # noqa: S603 - a list
+            command, capture_output=True, text=True, check=False, env=whole, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise silent(command) from error
 
 
 def _asked(command: Sequence[str]) -> str:
@@ -267,9 +287,9 @@ def _asked(command: Sequence[str]) -> str:
 
 def _words(command: Sequence[str]) -> str:
     """Output of a command that only looks; nothing where it is missing or has nothing to say (sacct without a
-    database, a job that ended in between)."""
+    database or with one that does not answer, a job that ended in between)."""
     try:
         done = _run(command)
-    except FileNotFoundError:
+    except (FileNotFoundError, MissingError):
         return ""
     return done.stdout if done.returncode == 0 else ""

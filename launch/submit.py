@@ -12,8 +12,12 @@ from diffussm.config import Config, check, dump, load, preset
 from diffussm.config.places import absolutely
 from diffussm.errors import ConfigError, StorageError, UsageError
 from launch import local, store
-from launch.checks import Check, checks
+from launch.checks import Check, checks, planned_save_s
 from launch.target import Submission, Target
+
+
+OF_ALL = ("name", "storage", "slurm", "kubernetes", "plan", "cluster")
+"""Keys and sections that the runs of a sweep share, since one array of jobs is all of them."""
 
 
 def prepare(
@@ -29,7 +33,9 @@ def prepare(
     cfg = absolutely(read.cfg)
     recipe = preset(read.path)
     text = dump(cfg) if recipe is None else minimal(cfg, recipe)  # a whole config is taken for no recipe by the job
-    return Submission(cfg, text, variants(cfg, text, sweep), interactive=interactive)
+    chosen = variants(cfg, sweep)
+    swept = tuple(_variant(text, given) for given in chosen)
+    return Submission(cfg, text, chosen, interactive=interactive, swept=swept)
 
 
 def minimal(cfg: Config, recipe: tuple[str, Config] | None = None) -> str:
@@ -51,9 +57,13 @@ def minimal(cfg: Config, recipe: tuple[str, Config] | None = None) -> str:
     return text
 
 
-def variants(cfg: Config, text: str, sweep: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def variants(cfg: Config, sweep: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """The overrides of each run of a sweep, every combination of the values; each run has the sweep's name and its
-    number."""
+    number.
+
+    Raises:
+        UsageError: a sweep is not key=value,value, or the key is one that all runs share.
+    """
     if not sweep:
         return ()
     axes = []
@@ -61,17 +71,18 @@ def variants(cfg: Config, text: str, sweep: Sequence[str]) -> tuple[tuple[str, .
         key, equals, values = axis.partition("=")
         if not equals or not key or not all(values.split(",")):
             raise UsageError(f"--sweep: found {axis!r}; allowed: key=value,value", "write --sweep train.lr=1e-4,3e-4")
+        if key.partition(".")[0] in OF_ALL:
+            raise UsageError(
+                f"--sweep: found {key}, which the runs of a sweep share", "submit a run of each value, by its own name"
+            )
         axes.append([f"{key}={value}" for value in values.split(",")])
-    found = []
-    for index, chosen in enumerate(itertools.product(*axes)):
-        given = (f"name={cfg.name}-{index}", *chosen)
-        _check_variant(text, given)
-        found.append(given)
-    return tuple(found)
+    return tuple((f"name={cfg.name}-{index}", *chosen) for index, chosen in enumerate(itertools.product(*axes)))
 
 
-def measured(submission: Submission) -> Submission:
-    """With the seconds of the run's newest save; a store that cannot be asked is told of by the check `bucket`."""
+def with_save_times(submission: Submission) -> Submission:
+    """With the seconds of the run's newest save, and of the plan's; a store that cannot be asked is told of by the
+    check `bucket`."""
+    submission = replace(submission, planned_save_s=planned_save_s(submission.cfg))
     try:
         found = store.ask("status", submission.root)
     except StorageError:
@@ -113,13 +124,16 @@ def _differing(ours: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def _check_variant(text: str, given: Sequence[str]) -> None:
+def _variant(text: str, given: Sequence[str]) -> Config:
+    """The whole config of one run of a sweep. Raises ConfigError if it is refused."""
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
-        check(load(file.name, given))
+        cfg = load(file.name, given)
+    check(cfg)
+    return cfg
 
 
 def _remedies(failed: Sequence[Check]) -> str:

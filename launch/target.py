@@ -27,6 +27,10 @@ class Submission:
     """Of a sweep: the overrides of each run, its name among them."""
     measured_save_s: float | None = None
     """Seconds that the newest save of this run took; None before its first."""
+    planned_save_s: float | None = None
+    """Seconds that a save should take by the plan; None where the size of the latents is not known."""
+    swept: tuple[Config, ...] = ()
+    """Of a sweep: the whole config of each run."""
     interactive: bool = False
     """A cluster to work in, which runs nothing by itself; Kubernetes alone has that."""
 

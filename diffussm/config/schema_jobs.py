@@ -111,7 +111,7 @@ class SlurmConfig:
     warning_s: int = 300
     """Seconds before the end at which Slurm warns; preemption's grace should be as long."""
     max_restarts: int = 20
-    """Starts of the job after which an infrastructure error is given up; saved preemptions go on for ever."""
+    """Infrastructure errors in a row after which a further one is final; saved preemptions go on for ever."""
     start_timeout_s: int = 300
     """Seconds within which all nodes must have joined the Ray cluster."""
     dependency: str = ""
@@ -123,7 +123,7 @@ class SlurmConfig:
     logs: str = "logs"
     """Folder on the shared file system for the output of jobs."""
     python: str = ""
-    """Python on the nodes, with diffussm installed; empty: the one that submits."""
+    """Python on the nodes, with diffussm installed; empty: the one that submits, in a container its python3."""
     modules: list[str] = field(default_factory=list)
     """Environment modules to load, in this order."""
     environment: list[str] = field(default_factory=list)

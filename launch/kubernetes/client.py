@@ -23,6 +23,15 @@ UNREACHABLE = "kubectl get rayjobs, with the same context, shows whether the clu
 GONE_S = 300.0
 """Longest wait for something that is deleted to be gone; the operator's finalizers come before."""
 LOOK_S = 0.5
+CONNECT_S, ANSWER_S = 5.0, 30.0
+"""Longest waits for each of several attempts to connect and for an answer to begin, unless a call has its own."""
+
+
+class _Prompt(client.ApiClient):
+    """Gives up on a cluster that cannot be reached; by itself the client waits for the network to, for minutes."""
+
+    def request(self, *arguments: Any, _request_timeout: Any = None, **named: Any) -> Any:
+        return super().request(*arguments, _request_timeout=_request_timeout or (CONNECT_S, ANSWER_S), **named)
 
 
 class Client:
@@ -53,7 +62,7 @@ class Client:
                 raise MissingError(
                     f"kubernetes: no cluster is configured ({error})", "set KUBECONFIG, or run inside a pod"
                 ) from error
-            self._api = client.ApiClient()
+            self._api = _Prompt()
         return self._api
 
     @property
@@ -153,7 +162,7 @@ class Client:
             for each in others:
                 each["metadata"]["ownerReferences"] = [owner]
                 self._create_part(each)
-        except DiffuSSMError:
+        except BaseException:  # an interrupt too: a job without its config would start and fail
             self.delete(kind, name)
             raise
         return str(name)

@@ -9,7 +9,7 @@ from kubernetes import watch
 
 from diffussm.errors import MissingError, UsageError
 from launch.kubernetes import render
-from launch.kubernetes.client import GROUP, PLURALS, VERSION, Client
+from launch.kubernetes.client import ANSWER_S, CONNECT_S, GROUP, PLURALS, VERSION, Client
 from launch.kubernetes.grace import grace
 from launch.kubernetes.names import INTERACTIVE_LABEL, MANAGED_LABEL, MANAGER, RUN_LABEL
 from launch.target import Job, Submission
@@ -30,7 +30,7 @@ class Kubernetes:
 
     def render(self, submission: Submission) -> str:
         """All objects as YAML, the same for the same submission."""
-        given = grace(submission.measured_save_s)
+        given = grace(submission.measured_save_s, submission.planned_save_s)
         return render.to_yaml(render.objects(submission, given), given)
 
     def submit(self, submission: Submission) -> str:
@@ -43,7 +43,7 @@ class Kubernetes:
             UsageError: a job of that name runs or waits, or is not ours.
             MissingError: no cluster, no KubeRay, or no right to do this.
         """
-        made = render.objects(submission, grace(submission.measured_save_s))
+        made = render.objects(submission, grace(submission.measured_save_s, submission.planned_save_s))
         self.client.check_schema(made[-1])
         for kind in PLURALS:  # a run has one place where it is written: no job beside a cluster to work in
             found = self.client.find(kind, made[-1]["metadata"]["name"])
@@ -127,6 +127,7 @@ class Kubernetes:
                     for event in watching.stream(
                         self.client.custom.list_namespaced_custom_object, GROUP, VERSION, self.client.namespace,
                         PLURALS[kind], field_selector=f"metadata.name={name}", timeout_seconds=WATCH_S,
+                        _request_timeout=(CONNECT_S, WATCH_S + ANSWER_S),
                     ):  # fmt: skip
                         new = [pod for pod in self._started(job) if pod not in shown]
                         if new:
@@ -154,8 +155,9 @@ class Kubernetes:
         """Lines of a pod's log as they come."""
         with self.client.said(f"logs of {pod}"):
             answer = self.client.core.read_namespaced_pod_log(
-                pod, self.client.namespace, follow=follow, _preload_content=False, **options
-            )
+                pod, self.client.namespace, follow=follow, _preload_content=False,
+                _request_timeout=(CONNECT_S, None if follow else ANSWER_S), **options,
+            )  # fmt: skip
             rest = b""
             for part in answer.stream():
                 *whole, rest = (rest + part).split(b"\n")

@@ -47,6 +47,12 @@ def test_the_line_that_launch_renders_is_understood() -> None:
     assert (asked.config, asked.overrides) == ("c.yaml", ["seed=1"])
 
 
+def test_a_name_with_a_comma_stands_in_quotes() -> None:
+    assert driver.listed("") == []
+    assert driver.listed("cat,dog") == ["cat", "dog"]
+    assert driver.listed('"tench, Tinca tinca", dog,') == ["tench, Tinca tinca", "dog"]
+
+
 def test_a_typo_ends_with_the_config_code_before_anything_starts(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,27 @@ def test_the_shell_can_read_every_form(cfg: Config, tmp_path: Path) -> None:
             assert (read.returncode, read.stderr) == (0, ""), script
 
 
+def test_a_container_sees_the_jobs_own_folder_and_brings_its_own_python(cfg: Config) -> None:
+    cfg.slurm.container, cfg.slurm.image, cfg.slurm.python = Container.apptainer, "/i.sif", ""
+    script = slurm.render(made(cfg))
+    assert 'readonly INSIDE=(apptainer exec --bind "$SCRATCH" /i.sif)' in script
+    assert "readonly PYTHON=python3\n" in script
+
+
+def test_modules_are_found_though_a_batch_shell_reads_no_profile_and_may_be_careless(
+    cfg: Config, tmp_path: Path
+) -> None:
+    cfg.slurm.modules = ["cuda/13.0"]
+    lines = slurm.render(made(cfg)).splitlines()
+    begin, end = lines.index(next(line for line in lines if line.startswith("set +u"))), lines.index("set -u")
+    (tmp_path / "a-modules.sh").write_text('module() { echo "loaded $2 $NOBODY_SET_THIS"; }\n')
+    body = "\n".join(["set -uo pipefail", *lines[begin : end + 1], 'echo "still strict: $NOR_THIS"'])
+    body = body.replace("/etc/profile.d", str(tmp_path))
+    done = subprocess.run(["bash", "-c", body], capture_output=True, text=True, check=False)
+    assert done.stdout == "loaded cuda/13.0 \n", done.stderr
+    assert "NOR_THIS: unbound variable" in done.stderr
+
+
 def test_odd_values_arrive_as_they_are(cfg: Config, tmp_path: Path) -> None:
     """The script's own lines, run by bash: variables, arrays and the config in its here-document."""
     cfg.storage, cfg.slurm.python, cfg.slurm.environment = f"/s/{ODD}", f"/p/{ODD}", [f"A={ODD}"]

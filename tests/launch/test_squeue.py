@@ -119,6 +119,7 @@ def test_json_of_others_and_of_other_runs_is_passed_over() -> None:
         (["PENDING", "REQUEUE_HOLD"], "REQUEUE_HOLD", True),
         (["COMPLETED", "COMPLETING"], "COMPLETING", True),
         (["RUNNING", "POWER_UP_NODE"], "POWER_UP_NODE", True),
+        (["RUNNING", "SIGNALING"], "RUNNING", True),
         (["COMPLETED"], "COMPLETED", False),
     ],
 )
@@ -178,6 +179,13 @@ def test_where_there_is_no_json_the_words_are_read(
 def test_a_slurm_that_does_not_answer_is_no_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands(tmp_path, monkeypatch, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(MissingError, match=r"squeue .*: Unable to contact slurm controller"):
+        squeue.jobs()
+
+
+def test_a_slurm_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squeue, "ANSWER_S", 0.2)
+    commands(tmp_path, monkeypatch, squeue="exec /bin/sleep 60")
+    with pytest.raises(MissingError, match=r"squeue .*: no answer within 0.2 s"):
         squeue.jobs()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,22 @@ def test_a_sweep_is_every_combination_and_each_is_checked(config: str, tmp_path:
     for wrong in ("seed", "seed=", "=1,2", "seed=1,,2"):
         with pytest.raises(UsageError, match="--sweep"):
             submit.prepare(config, [], [wrong])
+    for shared in ("name=a,b", "storage=/a,/b", "cluster.workers=1,2", "slurm.qos=a,b", "kubernetes.image=a,b"):
+        with pytest.raises(UsageError, match="runs of a sweep share"):
+            submit.prepare(config, [], [shared])
+
+
+def test_each_run_of_a_sweep_is_looked_at(config: str) -> None:
+    to = Recorder()
+    submission = submit.prepare(config, ["train.global_batch=8"], ["train.micro_batch=2,8"])
+    text, passed = submit.dry_run(submission, to)
+    assert passed
+    assert re.search("ok      size of a-0: .*micro batch 2", text)
+    assert re.search("ok      size of a-1: .*micro batch 8", text)
+    wrong = submit.prepare(config, ["train.global_batch=8", "cluster.workers=2"], ["train.micro_batch=4,8"])
+    with pytest.raises(ConfigError, match="size of a-1"):
+        submit.submit(wrong, to)
+    assert to.given == []
 
 
 def test_a_dry_run_shows_the_job_and_every_check_and_starts_nothing(config: str) -> None:
@@ -143,8 +160,8 @@ def test_it_says_how_a_run_in_a_namespace_is_found_again(config: str) -> None:
 
 def test_the_newest_save_is_what_a_job_is_given_time_for(config: str, tmp_path: Path) -> None:
     submission = submit.prepare(config)
-    assert submit.measured(submission).measured_save_s is None
+    assert submit.with_save_times(submission).measured_save_s is None
     events = Path(submission.root) / "events.jsonl"
     events.parent.mkdir(parents=True)
     events.write_text('{"event": "saved", "seconds": 9.5}\n{"event": "saved", "seconds": 2.5}\n{"event": "stopped"}\n')
-    assert submit.measured(submission).measured_save_s == 2.5
+    assert submit.with_save_times(submission).measured_save_s == 2.5

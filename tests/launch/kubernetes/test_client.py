@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from diffussm.errors import ConfigError, MissingError
+from launch.kubernetes import client
 from launch.kubernetes.target import Kubernetes
 from tests.launch.kubernetes import fake
 from tests.launch.kubernetes.cases import submission
@@ -38,6 +42,32 @@ def test_who_has_no_right_is_told_which_and_nothing_remains(cluster: Kubernetes,
     with pytest.raises(MissingError, match="no right to do this"):
         cluster.submit(submission())
     assert api.objects == {}
+
+
+def test_of_a_submission_that_is_interrupted_nothing_remains(
+    cluster: Kubernetes, api: fake.FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(made: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster.client, "_create_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.submit(submission())
+    assert api.objects == {}
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for_for_ever(
+    cluster: Kubernetes, api: fake.FakeApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+        server = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{deaf.getsockname()[1]}"}}
+        given = {"clusters": [server], "contexts": [context], "users": [{"name": "u", "user": {}}], "current-context": "c"}
+        (tmp_path / "deaf").write_text(yaml.safe_dump(given))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "deaf"))
+        with pytest.raises(MissingError, match="cannot be reached"):
+            Kubernetes("default").jobs()
 
 
 def test_who_may_not_read_definitions_leaves_the_check_to_the_server(cluster: Kubernetes, api: fake.FakeApi) -> None:

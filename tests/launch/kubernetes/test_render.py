@@ -170,6 +170,12 @@ def test_grace_is_above_the_drain_and_the_drain_above_the_save(save_s: float) ->
     assert save_s < found.drain_s < found.pod_s
 
 
+def test_before_the_first_save_the_plan_counts_if_it_says_more_than_the_assumption() -> None:
+    assert grace(None, 5.0) == grace(None)
+    assert grace(None, 80.0).save_s == 80.0
+    assert grace(7.0, 80.0).save_s == 7.0
+
+
 def test_pods_get_the_grace_and_ray_its_drain() -> None:
     for name in ("head", "nodes"):
         spec = templates(job())[name]["spec"]

@@ -55,7 +55,7 @@ def functions(tmp_path: Path) -> str:
 def run(functions: str, folder: Path, body: str, **environment: str) -> End:
     calls, scratch = folder / "calls", folder / "scratch"
     calls.touch()
-    given = f"JOB=7 TASK=7_1 RESTARTS=0 MAX_RESTARTS=3 NODES=1 MADE=1 SCRATCH={scratch}"
+    given = f"JOB=7 TASK=7_1 RESTARTS=0 MAX_RESTARTS=3 NODES=1 MADE=1 SCRATCH={scratch} FAILURES={folder}/failures"
     variables = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls)} | environment
     done = subprocess.run(
         ["bash", "-c", f"set -u; {given}\n{functions}\n{body}"],
@@ -73,7 +73,12 @@ def run(functions: str, folder: Path, body: str, **environment: str) -> End:
         ("LEAVING=1; exit 138", ["7_1"], None),  # warned before the driver could hear it
         ("LEAVING=1; exit 143", ["7_1"], None),
         ("exit 138", [], 138),  # a SIGUSR1 that nobody here sent
-        ("RESTARTS=3; exit 76", [], 76),
+        ("RESTARTS=9; exit 76", ["7_1"], None),  # starts after preemptions do not count
+        ("echo 2 >$FAILURES; exit 76", ["7_1"], None),
+        ("echo 3 >$FAILURES; exit 76", [], 76),
+        ("echo 3 >$FAILURES; exit 75", ["7_1"], None),
+        ("FAILURES=/no/such/folder; RESTARTS=2; exit 76", ["7_1"], None),
+        ("FAILURES=/no/such/folder; RESTARTS=3; exit 76", [], 76),
         ("STOPPED=1; LEAVING=1; exit 75", [], 0),
         ("STOPPED=1; LEAVING=1; exit 76", [], 76),
     ],
@@ -85,6 +90,13 @@ def test_a_code_decides_whether_the_task_comes_back(
     assert found.requeued == requeued, found.said
     if code is not None:
         assert found.code == code
+
+
+def test_only_infrastructure_errors_in_a_row_are_counted(functions: str, tmp_path: Path) -> None:
+    kept = tmp_path / "failures"
+    for code, count in ((76, "1"), (76, "2"), (75, ""), (76, "1"), (76, "2"), (76, "3"), (76, ""), (76, "1"), (64, "")):
+        run(functions, tmp_path, f"exit {code}")
+        assert (kept.read_text().strip() if kept.exists() else "") == count
 
 
 def test_a_stop_during_the_cleaning_up_is_heard(functions: str, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_infrastructure_errors_are_tried_again_up_to_a_cap(cluster: SlurmCluster
     work.until(job, "FAILED")
     assert work.details(job)["ExitCode"] == "76:0"
     assert len(work.starts) == 2
-    assert "gave up after 1 restarts" in work.log()
+    assert "gave up after 2 infrastructure errors in a row" in work.log()
 
 
 @pytest.mark.long
