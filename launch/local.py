@@ -1,9 +1,9 @@
 """From a command of the user to the one command line that runs it on this machine.
 
-The interface to the job is this command line and its exit code, nothing else:
+The interface to the job is a command line and its exit code, nothing else; that of training and what follows it:
 
     python -P -m cluster.driver [--only STAGE] [--classes A,B] [--grid FILE] [--npz FILE]
-        [--checkpoint IMAGES] CONFIG [key=value]...
+        [--strip KIND] [--values A,B] [--checkpoint IMAGES] CONFIG [key=value]...
 
 -P keeps the working folder out of the module path, where folders called `cluster` or `diffussm` would hide ours.
 """

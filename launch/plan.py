@@ -64,7 +64,11 @@ def _network(cfg: Config) -> list[tuple[str, str]]:
         *rows,
         ("latent", f"{shape.channels} x {shape.height} x {shape.width} by {known.source}"),
         ("parameters", f"{counts.parameters:,}{more}"),
-        ("multiply-adds", f"{counts.macs / 1e9:,.3f} G for an image's forward pass"),
+        (
+            "multiply-adds",
+            f"{counts.macs / 1e9:,.3f} G for an image's forward pass, and {counts.kernel_macs / 1e9:,.3f} G a pass for "
+            "the state-space kernels",
+        ),
         (
             "memory",
             f"{_gib(memory.peak)} at the fullest moment of each worker: {_gib(memory.state)} of state, "

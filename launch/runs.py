@@ -15,7 +15,7 @@ from typing import Any
 from diffussm.config import Config
 from diffussm.config.places import absolutely
 from diffussm.errors import MissingError, StorageError, UsageError
-from diffussm.naming import RunPaths, absolute, check_run_name
+from diffussm.naming import RunPaths, absolute, check_run_name, is_remote
 from launch import local, store
 from launch.background import Background
 from launch.slurm import Slurm
@@ -65,10 +65,13 @@ class Named:
 
 
 def named(run: str, overrides: Sequence[str] = ()) -> Named:
-    """A run that is given as a config, a folder or a name."""
+    """A run that is given as a config, a folder, a URL or a name."""
     if Path(run).exists():
         whole = absolutely(local.read(run, overrides).cfg)
         return Named(whole.name, RunPaths(whole.storage, whole.name).root, whole)
+    if is_remote(run):
+        parent, _, run = run.rstrip("/").rpartition("/")
+        overrides = [*overrides, f"storage={parent}"]
     check_run_name(run)
     storage = os.environ.get(STORAGE, "")
     for text in overrides:

@@ -93,8 +93,13 @@ def with_save_times(submission: Submission) -> Submission:
 def dry_run(submission: Submission, to: Target) -> tuple[str, bool]:
     """The whole job as it would be handed over and every check; whether all passed."""
     looked = list(checks(submission, to.name))
+    try:
+        job = to.render(submission)
+    except ConfigError as error:  # the checks are shown all the same
+        job = ""
+        looked.append(Check("job", False, error.message, error.remedy))
     head = f"# target {to.name}, run {submission.root}\n"
-    return head + to.render(submission) + "\n" + "\n".join(each.line for each in looked), all(c.ok for c in looked)
+    return head + job + "\n" + "\n".join(each.line for each in looked), all(c.ok for c in looked)
 
 
 def submit(submission: Submission, to: Target) -> str:
@@ -137,4 +142,4 @@ def _variant(text: str, given: Sequence[str]) -> Config:
 
 
 def _remedies(failed: Sequence[Check]) -> str:
-    return "; ".join(each.remedy for each in failed if each.remedy)
+    return "; ".join(dict.fromkeys(each.remedy for each in failed if each.remedy))

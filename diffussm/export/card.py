@@ -77,7 +77,7 @@ def _use(story: Story) -> str:
         f"picture = pipe({first!r}, guidance_scale={sampling.guidance:g}, num_inference_steps={sampling.steps}, "
         "seed=0).images[0]\n"
         "```\n\n"
-        "`pip install diffussm` is needed; no remote code is run. The same seed gives the picture that "
+        "Its repository's `pip install .` is needed; no remote code is run. The same seed gives the picture that "
         "`diffussm sample` gives."
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffussm.config import Config
-from diffussm.errors import MissingError, StorageError, UsageError
+from diffussm.errors import ConfigError, MissingError, StorageError, UsageError
 from launch import runs
 from launch.target import Job, Submission, tail
 
@@ -100,6 +100,12 @@ def test_a_run_is_given_as_a_config_too(places: list[Place], tmp_path: Path) -> 
     path.write_text(f"name: a\nstorage: {tmp_path}/runs\ndata: {{latents: l}}\ntrain: {{images: 1000}}\n")
     found = runs.named(str(path), ["name=b"])
     assert (found.name, found.place) == ("b", f"{tmp_path}/runs/b")
+
+
+def test_a_run_is_given_as_a_url_too() -> None:
+    assert runs.named("s3://bucket/some/runs/a/") == runs.Named("a", "s3://bucket/some/runs/a", None)
+    with pytest.raises(ConfigError, match="name"):
+        runs.named("s3://bucket/some/runs/A B")
 
 
 def test_stop_asks_every_job_that_is_alive(places: list[Place]) -> None:

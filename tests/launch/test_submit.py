@@ -116,11 +116,13 @@ def test_each_run_of_a_sweep_is_looked_at(config: str) -> None:
     submission = submit.prepare(config, ["train.global_batch=8"], ["train.micro_batch=2,8"])
     text, passed = submit.dry_run(submission, to)
     assert passed
-    assert re.search("ok      size of a-0: .*micro batch 2", text)
-    assert re.search("ok      size of a-1: .*micro batch 8", text)
-    wrong = submit.prepare(config, ["train.global_batch=8", "cluster.workers=2"], ["train.micro_batch=4,8"])
-    with pytest.raises(ConfigError, match="size of a-1"):
-        submit.submit(wrong, to)
+    assert re.search("ok      size of a-0: .* 2 images a pass", text)
+    assert re.search("ok      size of a-1: .* 8 images a pass", text)
+    large = ["train.lr=1e-4,2e-4", "model.preset=tiny,XL"]
+    tight = submit.prepare(config, ["train.global_batch=8", "cluster.grace_s=2"], large)
+    to.name = "local"
+    with pytest.raises(ConfigError, match="^deadline of a-1: .*\ndeadline of a-3: .*\n  -> cluster.grace_s=60, or more nodes$"):
+        submit.submit(tight, to)
     assert to.given == []
 
 
@@ -132,6 +134,20 @@ def test_a_dry_run_shows_the_job_and_every_check_and_starts_nothing(config: str)
     for what in ("size", "memory", "deadline", "places", "bucket"):
         assert f"ok      {what}: " in text
     assert to.given == []
+
+
+def test_a_job_that_cannot_be_written_is_a_failed_check_beside_the_others(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(submission: Submission) -> str:
+        raise ConfigError("kubernetes.image: found ''", "name one")
+
+    to = Recorder()
+    monkeypatch.setattr(to, "render", refuse)
+    text, passed = submit.dry_run(submit.prepare(config), to)
+    assert not passed
+    assert "ok      size: " in text
+    assert "FAILED  job: kubernetes.image: found ''\n        -> name one" in text
 
 
 def test_a_failed_check_hands_nothing_over(config: str, tmp_path: Path) -> None:
