@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -18,6 +19,8 @@ from diffussm.errors import DiffuSSMError
 from diffussm.naming import grid_key
 from diffussm.observe.events import Journal
 from diffussm.train.intervals import due
+
+_LOG = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 """Between two looks for room in the cluster."""
@@ -111,32 +114,33 @@ class Beside:
 
     def _keep(self) -> None:
         total = self._cfg.train.images
-        while (images := self._saved.get()) is not None:
-            for lane in self._lanes:
-                every = lane.every_images
-                # Of the end they are made by the stages after the training.
-                if not every or images >= total or not due(images, images - lane.last, every, total):
-                    continue
-                try:
-                    scoring.keep_weights(self._cfg, self._store, images, lane.folder)
-                except DiffuSSMError as error:
-                    self._tell(lane, "skipped", images, error.message)
-                    continue
-                lane.last = images
-                self._todo.put((lane, images))
-        self._todo.put(None)
+        try:
+            while (images := self._saved.get()) is not None:
+                for lane in self._lanes:
+                    every = lane.every_images
+                    # Of the end they are made by the stages after the training.
+                    if not every or images >= total or not due(images, images - lane.last, every, total):
+                        continue
+                    try:
+                        scoring.keep_weights(self._cfg, self._store, images, lane.folder)
+                    except (Exception, SystemExit) as error:  # noqa: BLE001 - likewise the memory that is not to be had
+                        self._tell(lane, "skipped", images, _said(error))
+                        continue
+                    lane.last = images
+                    self._todo.put((lane, images))
+        finally:
+            self._todo.put(None)  # whatever became of this thread, the other one and `close` must not wait for ever
 
     def _work(self) -> None:
         while (found := self._todo.get()) is not None:
             lane, images = found
             try:
                 self._beside_training(lane, images)
+                scoring.release(self._store, images, lane.folder)
             except Stopped:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on and the error is shown
-                self._tell(lane, "failed", images, str(error))
-                continue
-            scoring.release(self._store, images, lane.folder)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the training goes on and the error is shown
+                self._tell(lane, "failed", images, _said(error))
 
     def _beside_training(self, lane: Lane, images: int) -> None:
         """Work that gives way when the training needs its place, and goes on in another.
@@ -191,8 +195,15 @@ class Beside:
 
     def _tell(self, lane: Lane, outcome: str, images: int, reason: str) -> None:
         event = f"{lane.name} {outcome}"
-        self._announce({"kind": "event", "event": event, "images": images, "reason": reason})
-        if lane.name == EVALUATION:
-            journal = Journal(self._store, JOURNAL)
-            journal.write({"event": event, "images": images, "reason": reason})
-            journal.close()
+        try:
+            self._announce({"kind": "event", "event": event, "images": images, "reason": reason})
+            if lane.name == EVALUATION:
+                journal = Journal(self._store, JOURNAL)
+                journal.write({"event": event, "images": images, "reason": reason})
+                journal.close()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - who cannot be told keeps nobody from the next checkpoint
+            _LOG.error("cannot tell that %s at %d images (%s): %s", event, images, reason, _said(error))
+
+
+def _said(error: BaseException) -> str:
+    return error.message if isinstance(error, DiffuSSMError) else f"{type(error).__name__}: {error}"

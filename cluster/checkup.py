@@ -47,14 +47,14 @@ class Problem:
 
 
 def problems(found: Mapping[str, Facts | str], software: Software) -> Iterator[Problem]:
-    """What is wrong, from the facts of each node by id; a text stands for a node that could not be looked at. Pure.
+    """What is wrong, from the facts of each node by id; a text stands for a node that has none and says why. Pure.
 
     `software` is the driver's.
     """
     looked = {node: each for node, each in found.items() if isinstance(each, Facts)}
     for node, each in found.items():
         if isinstance(each, str):
-            yield Problem(node, f"cannot be looked at: {each}")
+            yield Problem(node, each)
     for node, each in looked.items():
         yield from (Problem(node, said) for said in _alone(each))
         if abs(each.skew_s) > SKEW_S:
@@ -182,13 +182,15 @@ def look(cfg: Config, usable: Sequence[nodes.Node], check: Callable[[], None]) -
     found: dict[str, Facts | str] = {}
     late = _wait(list(asked), check)
     for each, id_ in asked.items():
-        found[id_] = f"no answer within {TIMEOUT_S:.0f} s" if each in late else _result(each)
+        found[id_] = _late() if each in late else _result(each)
+        if isinstance(found[id_], str):
+            found[id_] = f"cannot be looked at: {found[id_]}"
     return {n: f.held_against(began, time.time()) if isinstance(f, Facts) else f for n, f in found.items()}
 
 
 def _with_reduces(found: dict[str, Facts | str], check: Callable[[], None]) -> dict[str, Facts | str]:
     """Add the time of an all-reduce with each neighbour; the better one counts, for the other may be its peer's."""
-    times: dict[str, list[float]] = {}
+    met: dict[str, list[float | str]] = {}
     for meetings in pairs(sorted(node for node, each in found.items() if isinstance(each, Facts))):
         asked = {}
         for one, other in meetings:
@@ -200,12 +202,18 @@ def _with_reduces(found: dict[str, Facts | str], check: Callable[[], None]) -> d
                 asked[where.remote(rank, host.address, host.port)] = node
         late = _wait(list(asked), check)
         for each, node in asked.items():
-            result = "no answer" if each in late else _result(each)
-            times.setdefault(node, []).append(result if isinstance(result, float) else TIMEOUT_S)
+            result = _late() if each in late else _result(each)
+            met.setdefault(node, []).append(result if isinstance(result, float) else str(result))
     return {
-        node: each.with_reduce(min(times[node])) if isinstance(each, Facts) and node in times else each
+        node: _reduced(each, met[node]) if isinstance(each, Facts) and node in met else each
         for node, each in found.items()
     }
+
+
+def _reduced(each: Facts, met: Sequence[float | str]) -> Facts | str:
+    """With the better of a node's all-reduces; if it had none with any neighbour, why: it cannot work with others."""
+    times = [result for result in met if isinstance(result, float)]
+    return each.with_reduce(min(times)) if times else f"no all-reduce with its neighbours: {met[0]}"
 
 
 def _wait(tasks: list[Any], check: Callable[[], None]) -> list[Any]:
@@ -215,6 +223,10 @@ def _wait(tasks: list[Any], check: Callable[[], None]) -> list[Any]:
         check()
         _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=min(left, LOOK_S))
     return tasks
+
+
+def _late() -> str:
+    return f"no answer within {TIMEOUT_S:.0f} s"
 
 
 def _result(task: Any) -> Any:

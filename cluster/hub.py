@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.causes import Evidence
+from cluster.processes import Process
 from cluster.watchdog import Seen
 from diffussm.train.control import Level, Wish
 from diffussm.train.phases import Beat
@@ -28,6 +29,13 @@ class Place:
     pid: int
     stacks: str
     """File on that host to which the process writes its stacks on a signal."""
+    started: int
+    """When the process began, in clock ticks of its host: a number alone may be another's by now."""
+
+    @property
+    def process(self) -> Process:
+        """For that host."""
+        return Process(self.pid, self.started)
 
 
 @dataclass
@@ -121,6 +129,13 @@ class Hub:
         if group != self._group.serial:
             return False
         self._group.hang, self._group.hung_rank = said, rank
+        return True
+
+    def recovered(self, group: int) -> bool:
+        """Take back the verdict on a group, which goes on after all; False if that group has ended meanwhile."""
+        if group != self._group.serial:
+            return False
+        self._group.hang, self._group.hung_rank = "", None
         return True
 
     def evidence(self) -> tuple[Evidence, int, int]:

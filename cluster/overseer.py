@@ -179,7 +179,12 @@ class Overseer:
         self._duty("collect the evidence of a hang", self._collect, group)
         guilty = self._evidence.get(verdict.rank, {})
         state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
-        # Collecting takes seconds. If the group ended meanwhile, its processes are gone, their numbers perhaps reused.
+        # Collecting takes seconds, in which a store may have answered after all.
+        if judge(ray.get(self.hub.seen.remote()), self.patience) is None:
+            if ray.get(self.hub.recovered.remote(group.serial)):
+                self._evidence = {}
+                self._say({"kind": "event", "event": "hang over", "reason": "the ranks went on by themselves"})
+            return
         if ray.get(self.hub.hangs.remote(group.serial, verdict.rank, f"{verdict.said}{state}")):
             stacks.kill(group.places)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 
 from cluster.hub import Place
 from cluster.notice import Notice
+from cluster.processes import Process
 from cluster.standby import Standby
 from diffussm.config.schema import ClusterConfig
 from diffussm.train.control import Control
@@ -39,12 +41,13 @@ class Pulse:
         # Opened for good: the signal's handler writes to the descriptor, whatever state Python is in.
         self._stacks = stacks.open("w+")
         self._last: Any = None
+        self._failed: set[tuple[str, str]] = set()
 
     def start(self) -> float:
         """Join the group and begin to beat; returns when the group's start was decided, seconds since 1970."""
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
         node = ray.get_runtime_context().get_node_id()
-        place = Place(node, socket.gethostname(), os.getpid(), self._stacks.name)
+        place = Place(node, socket.gethostname(), os.getpid(), self._stacks.name, Process.of(os.getpid()).started)
         began = float(ray.get(self._hub.join.remote(self._rank, place)))
         self._thread.start()
         return began
@@ -73,5 +76,15 @@ class Pulse:
                 # Without the hub nobody can ask anything; training goes on and Ray will end it if the driver is gone.
                 _LOG.warning("rank %d: the hub does not answer: %s", self._rank, error)
             if not last:
-                self._standby.look(beat.steps)
-                self._notice.look()
+                self._duty("keep standby processes", self._standby.look, beat.steps)
+                self._duty("look for the notice file", self._notice.look)
+
+    def _duty(self, what: str, do: Callable[..., None], *args: Any) -> None:
+        """Do one thing beside the heart; what goes wrong in it is said once, for a heart that stops costs the group."""
+        try:
+            do(*args)
+        except Exception as error:  # noqa: BLE001 - a thread that cannot be started, a file that cannot be looked at
+            failure = (what, type(error).__name__)
+            if failure not in self._failed:
+                self._failed.add(failure)
+                _LOG.warning("rank %d cannot %s: %s: %s", self._rank, what, type(error).__name__, error)

@@ -16,6 +16,7 @@ import ray
 
 from cluster.hub import Place
 from cluster.nodes import nodes, on_node, reached
+from cluster.processes import Process
 from cluster.pulse import STACKS_SIGNAL
 
 TIMEOUT_S = 20.0
@@ -40,7 +41,7 @@ def collect(places: Mapping[int, Place]) -> dict[int, dict[str, Any]]:
     asked = [
         ray.remote(num_cpus=0, max_retries=0)(look)
         .options(scheduling_strategy=on_node(node))
-        .remote({rank: (place.pid, place.stacks) for rank, place in places.items() if place.node == node})
+        .remote({rank: (place.process, place.stacks) for rank, place in places.items() if place.node == node})
         for node in _there(places)
     ]
     return _gather(asked)
@@ -51,7 +52,7 @@ def kill(places: Mapping[int, Place]) -> None:
     asked = [
         ray.remote(num_cpus=0, max_retries=0)(end)
         .options(scheduling_strategy=on_node(node))
-        .remote([place.pid for place in places.values() if place.node == node])
+        .remote([place.process for place in places.values() if place.node == node])
         for node in _there(places)
     ]
     _gather(asked)
@@ -76,15 +77,16 @@ def _gather(asked: list[Any]) -> dict[int, dict[str, Any]]:
     return found
 
 
-def look(processes: Mapping[int, tuple[int, str]]) -> dict[int, dict[str, Any]]:
-    """State, place in the kernel and stacks of processes of this node: rank -> (pid, file for its stacks)."""
+def look(processes: Mapping[int, tuple[Process, str]]) -> dict[int, dict[str, Any]]:
+    """State, place in the kernel and stacks of processes of this node: rank -> (process, file for its stacks)."""
     found: dict[int, dict[str, Any]] = {
-        rank: {"pid": pid, "state": state_of(pid), "wchan": _proc(pid, "wchan")} for rank, (pid, _) in processes.items()
+        rank: {"pid": each.pid, "state": state_of(each), "wchan": _proc(each, "wchan")}
+        for rank, (each, _) in processes.items()
     }
     asked = {rank: time.time() for rank in processes if _ask_recorder(rank)}
-    for rank, (pid, file) in processes.items():
+    for rank, (process, file) in processes.items():
         if found[rank]["state"] not in ("", "stopped", "traced", "dead"):
-            found[rank]["stacks"] = dump(pid, Path(file))
+            found[rank]["stacks"] = dump(process, Path(file))
     deadline = time.monotonic() + RECORDER_S
     for rank, since in asked.items():
         found[rank]["flight_recorder"] = _recorded(rank, since, deadline)
@@ -119,10 +121,13 @@ def _recorded(rank: int, since: float, deadline: float) -> bytes:
     return b""
 
 
-def dump(pid: int, file: Path) -> str:
-    """Make a process write its stacks to `file` and read them; empty if it does not."""
+def dump(process: Process, file: Path) -> str:
+    """Make a process write its stacks to `file` and read them; empty if it does not, or has ended."""
     before = file.stat().st_size if file.exists() else 0
-    os.kill(pid, STACKS_SIGNAL)
+    try:
+        process.signal(STACKS_SIGNAL)
+    except ProcessLookupError:
+        return ""
     deadline, size = time.monotonic() + WRITE_S, -1
     while time.monotonic() < deadline:
         now = file.stat().st_size if file.exists() else 0
@@ -133,23 +138,25 @@ def dump(pid: int, file: Path) -> str:
     return file.read_text(errors="replace")[before:][:MOST_BYTES] if file.exists() else ""
 
 
-def state_of(pid: int) -> str:
+def state_of(process: Process) -> str:
     """A process's state in words; empty if there is none."""
-    text = _proc(pid, "stat")
-    return STATES.get(text.rpartition(")")[2].split()[0], "running") if text else ""
+    fields = _proc(process, "stat").rpartition(")")[2].split()
+    if not fields or int(fields[19]) != process.started:  # none, or another's that has its number
+        return ""
+    return STATES.get(fields[0], "running")
 
 
-def end(pids: list[int]) -> None:
+def end(processes: list[Process]) -> None:
     """SIGKILL processes of this node; one that is gone already is well."""
-    for pid in pids:
+    for process in processes:
         try:
-            os.kill(pid, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
         except ProcessLookupError:
             continue
 
 
-def _proc(pid: int, name: str) -> str:
+def _proc(process: Process, name: str) -> str:
     try:
-        return Path("/proc", str(pid), name).read_text().strip()
+        return Path("/proc", str(process.pid), name).read_text().strip()
     except OSError:  # the process is gone
         return ""

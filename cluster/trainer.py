@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import queue
+import threading
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,7 +32,12 @@ from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, Missin
 from diffussm.naming import RunPaths
 from diffussm.train.control import Level
 
+_LOG = logging.getLogger(__name__)
+
 Announce = Callable[[dict[str, Any]], None]
+
+CLOSE_S = 60.0
+"""Longest wait at the end for evidence that is still being written."""
 
 
 class Trainer(TorchTrainer):
@@ -66,7 +76,10 @@ class Trainer(TorchTrainer):
 
 
 class Faults:
-    """Keeps the last failure, and what leads to its evidence."""
+    """Keeps the last failure, and what leads to its evidence.
+
+    A store that hangs may be the failure itself, so a thread of its own writes: the overseer stays awake for warnings.
+    """
 
     def __init__(self, cfg: Config, announce: Announce) -> None:
         self._announce = announce
@@ -74,19 +87,41 @@ class Faults:
         self._postmortem = PostMortem(self._store)
         self.overseer: Overseer | None = None
         self.last: dict[str, Any] = {}
+        self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write, name="evidence", daemon=True)
+        self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Wait so long for what is still being written."""
+        self._todo.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            _LOG.error("%s does not answer: evidence of the last failures is not stored", self._store.url)
+
+    def _write(self) -> None:
+        while (do := self._todo.get()) is not None:
+            try:
+                do()
+            except (Exception, SystemExit):  # noqa: BLE001 - whoever is told may fail; the next piece is written all the same
+                _LOG.exception("evidence is not told of")
 
     def places(self, attempt: int, places: Mapping[int, Place]) -> None:
-        """Every rank of a start is there: note where, for people and for tools."""
+        """Every rank of a start is there: note where, for people and for tools. Returns at once."""
         body = {rank: {"node": each.node, "host": each.host, "pid": each.pid} for rank, each in sorted(places.items())}
+        self._todo.put(partial(self._store_places, attempt, body))
+
+    def fault(self, record: dict[str, Any]) -> None:
+        """A failure: write its evidence. Returns at once."""
+        self.last = record
+        self._todo.put(partial(self._store_evidence, record, self.overseer.take_evidence() if self.overseer else {}))
+
+    def _store_places(self, attempt: int, body: Mapping[int, Mapping[str, Any]]) -> None:
         try:
             self._store.write(f"attempts/{attempt}/ranks.json", json.dumps(body, indent=1).encode())
         except StorageError as error:
             self._announce({"kind": "event", "event": "places not stored", "reason": error.message})
 
-    def fault(self, record: dict[str, Any]) -> None:
-        """A failure: write its evidence."""
-        self.last = record
-        ranks = self.overseer.take_evidence() if self.overseer else {}
+    def _store_evidence(self, record: dict[str, Any], ranks: Mapping[int, Mapping[str, Any]]) -> None:
         folder = self._postmortem.write(record["attempt"], record, ranks)
         self._announce({"kind": "event", "event": "evidence", "folder": folder})
 
@@ -137,6 +172,7 @@ def fit(cfg: Config, scratch: str, announce: Announce, warnings: Warnings | None
     finally:
         warnings.heard_by_training = False
         overseer.stop()
+        faults.close(max(1.0, min(CLOSE_S, warnings.wish.deadline_s - time.time())))
         ray.kill(channel)
 
 
@@ -147,8 +183,8 @@ def _as_ours(error: TrainingFailedError, cfg: Config, last: dict[str, Any]) -> E
         return Preempted(reason, "start the same command again: it goes on from its last checkpoint")
     causes = [cause for _, cause in sorted(errors_of(error).items())]
     causes.append(getattr(error, "controller_failure", error))
-    for cause in causes:
-        if isinstance(cause, DiffuSSMError):
+    for cause in causes:  # of several the one that the decision was about
+        if isinstance(cause, DiffuSSMError) and (not last or int(cause.code) == code):
             return cause
     if code == ExitCode.ENVIRONMENT:
         return MissingError(

@@ -60,15 +60,23 @@ def judge(ranks: Mapping[int, Seen], patience: Patience) -> Verdict | None:
     """The guilty rank, if the group hangs.
 
     A group hangs when some rank has made no progress for longer than the patience of its phase. Guilty is a rank that
-    is silent; else the one that is furthest behind: fewest steps, then the earliest phase. The others wait for it.
+    is silent; else the one that is furthest behind: fewest steps, then the earliest phase. The others wait for it, also
+    if it is on its way out: who failed in a step tidies up while the others wait in its collectives.
     """
     stuck = {rank: seen for rank, seen in ranks.items() if _stands_for(seen) > _allowed(seen, patience)}
     if not stuck:
         return None
     silent = [rank for rank, seen in ranks.items() if _is_silent(seen, patience)]
-    guilty = min(silent or stuck, key=lambda rank: (_behind(ranks[rank]), rank))
+    done = any(
+        seen.beat.phase in (Phase.OTHER, Phase.SAVE) for seen in stuck.values()
+    )  # with the step, so nobody failed
+    left = [] if done else [rank for rank, seen in ranks.items() if seen.beat.phase is Phase.END]
+    guilty = min(
+        silent or [*stuck, *left],
+        key=lambda rank: (ranks[rank].beat.steps, rank not in left, _order(ranks[rank]), rank),
+    )
     seen = ranks[guilty]
-    for_s = _stands_for(seen)
+    for_s = seen.beat.for_s + seen.age_s
     manner = "gives no sign of life" if silent else "stands"
     others = ", ".join(
         f"rank {rank} in {each.beat.phase.value}" for rank, each in sorted(ranks.items()) if rank != guilty
@@ -140,5 +148,5 @@ def _is_silent(seen: Seen, patience: Patience) -> bool:
     return seen.beat.phase is not Phase.END and seen.age_s > SILENT_BEATS * patience.interval_s
 
 
-def _behind(seen: Seen) -> tuple[int, int]:
-    return seen.beat.steps, ORDER[seen.beat.phase]
+def _order(seen: Seen) -> int:
+    return ORDER[seen.beat.phase]

@@ -15,7 +15,6 @@ from launch import local, store
 from launch.checks import Check, checks, planned_save_s
 from launch.target import Submission, Target
 
-
 OF_ALL = ("name", "storage", "slurm", "kubernetes", "plan", "cluster")
 """Keys and sections that the runs of a sweep share, since one array of jobs is all of them."""
 

@@ -39,5 +39,5 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, node: str = "home") -> None:
         def get_node_id(self) -> str:
             return node
 
-    monkeypatch.setattr(ray, "get", lambda found: found)
+    monkeypatch.setattr(ray, "get", lambda found, timeout=None: found)
     monkeypatch.setattr(ray, "get_runtime_context", Context)

@@ -63,7 +63,9 @@ def chaos(config: str, overrides: Sequence[str], plan_file: Path, starts: int, p
         raise ConfigError(f"{plan_file}: cannot be read as a plan ({error})") from error
     calm, faulty = (Run.ours(config, overrides, f"{cfg.name}-{kind}", cfg) for kind in ("calm", "chaos"))
     faulty.check_new()
-    if not calm.finished(cfg.train.images):
+    if calm.finished(cfg.train.images):
+        calm.check_same(cfg)
+    else:
         code = calm.go(Plan(0), 1)
         if code:
             print(f"chaos: the calm run ended with code {code}", file=sys.stderr)

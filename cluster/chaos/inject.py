@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from cluster.chaos.plan import Fault, Kind
-from cluster.chaos.processes import Process
 from cluster.chaos.undo import Undos
+from cluster.processes import Process
 from diffussm.errors import ConfigError
 
 HEADROOM_BYTES = 4 << 20
@@ -125,7 +125,7 @@ def named_in(pid_file: Path) -> Process:
     """The process whose number is in a file."""
     try:
         return Process.of(int(pid_file.read_text()))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, ProcessLookupError) as error:
         raise ConfigError(f"plan: pid_file {str(pid_file)!r} names no process ({error})") from error
 
 

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from cluster.chaos.compare import Made
 from cluster.chaos.inject import inject
 from cluster.chaos.plan import Fault, Plan
-from cluster.chaos.processes import Process, kill_tree
 from cluster.chaos.undo import Undos
+from cluster.processes import Process, kill_tree
 from diffussm.checkpoint.store import NotFound, Store, open_store
+from diffussm.config import dump
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError, ExitCode, StorageError
 from diffussm.naming import RunPaths
@@ -36,6 +39,11 @@ TAIL_BYTES = 1 << 14
 """Enough for the last line of a journal."""
 
 Ranks = dict[int, Process]
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    part, _, name = key.partition(".")
+    return config.get(part, {}).get(name)
 
 
 class Run:
@@ -79,6 +87,24 @@ class Run:
         """
         if next(iter(self.store.keys()), None) is not None:
             raise ConfigError(f"{self.store.url} exists already: faults are made in a new run. Remove it, or set name=")
+
+    def check_same(self, cfg: Config) -> None:
+        """Refuse to compare with a run that was trained otherwise than `cfg` says.
+
+        Raises:
+            ConfigError: names the keys that differ.
+        """
+        stored, ours = yaml.safe_load(self.store.read("config.yaml")), yaml.safe_load(dump(cfg))
+        keys = [f"{part}.{key}" for part in ("model", "diffusion", "train") for key in ours[part]]
+        other = [
+            key for key in keys
+            if key != "train.log_images" and _value(stored, key) != _value(ours, key)
+        ]  # fmt: skip
+        if stored.get("seed") != ours["seed"] or other:
+            raise ConfigError(
+                f"{self.store.url} was trained with another {', '.join(other) or 'seed'}: it cannot be compared with",
+                "remove it, or set name=",
+            )
 
     def go(self, plan: Plan, most_starts: int) -> int:
         """Start the driver, make the faults of `plan`, start again as a scheduler would; the last exit code.

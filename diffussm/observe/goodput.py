@@ -43,12 +43,18 @@ class Ledger:
 
         None before anything is booked.
         """
+        found = self.seconds
+        return round(found["step"] / max(sum(found.values()), 1e-9), 4) if found else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by cause so far, over all starts, every one of CAUSES; empty before anything is booked."""
         if not self._booked:
-            return None
+            return {}
         assert self._began_s is not None  # noqa: S101 - something is booked
-        booked = self._before.total_s + sum(self._booked.values())
-        good = self._before.seconds["step"] + self._booked.get("step", 0.0)
-        return round(good / max(self._last_s - self._began_s, booked, 1e-9), 4)
+        found = {name: self._before.seconds[name] + self._booked.get(name, 0.0) for name in CAUSES}
+        found["idle"] += max(0.0, self._last_s - self._began_s - sum(found.values()))
+        return {name: round(value, 3) for name, value in found.items()}
 
     def begin(self, images: int, seconds: Mapping[str, float]) -> dict[str, Any]:
         """The start is over and training goes on at `images`; `seconds` by phase since the process began."""

@@ -63,7 +63,9 @@ class Logger:
     def measured(self, record: dict[str, Any] | None) -> None:
         """What telemetry saw in a step, if it looked: one line in telemetry.jsonl, and to the driver."""
         if record is not None and self.world.leads:
-            record = record | {"attempt": self.attempt, "goodput": self._ledger.share}
+            record = record | {
+                "attempt": self.attempt, "goodput": self._ledger.share, "goodput_seconds": self._ledger.seconds,
+            }  # fmt: skip
             self._telemetry.write(record)
             self.announce({"kind": "telemetry"} | record)
 

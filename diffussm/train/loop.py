@@ -77,6 +77,7 @@ def train(
         logger.close(control.left_s(CLOSE_S))  # it has told which checkpoints are refused, and why
         raise
     guard = Guard(cfg.train.max_nonfinite_steps, total=at.nonfinite_steps)
+    control.phases.resumed(at.images)
     logger.begin(at)
 
     batches = data.batches(Cursor(at.epoch, at.images_in_epoch))

@@ -67,6 +67,10 @@ class Phases:
         self.steps += 1
         self.images = images
 
+    def resumed(self, images: int) -> None:
+        """The training goes on after so many images; no step of this start is done yet."""
+        self.images = images
+
     def seconds(self) -> dict[Phase, float]:
         """Seconds by phase until now, the present one included."""
         with self._lock:

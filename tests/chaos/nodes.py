@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import env
-from cluster.chaos.processes import kill_tree, parent_of
+from cluster.processes import kill_tree, parent_of
 from diffussm.config.schema import Config
 
 ROOT = Path(__file__).parents[2]

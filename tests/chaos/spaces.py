@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.chaos.processes import kill_tree
+from cluster.processes import kill_tree
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("ip", "nsenter")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cluster.chaos.compare import compare
-from cluster.chaos.processes import kill_tree
+from cluster.processes import kill_tree
 from diffussm.config import dump
 from diffussm.errors import ExitCode
 from tests.chaos.spaces import NEEDED, Spaces

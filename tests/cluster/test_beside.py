@@ -110,6 +110,28 @@ def test_an_evaluation_gives_way_when_the_training_needs_its_place(
     assert scoring.kept(store) == []
 
 
+def test_whatever_goes_wrong_with_weights_the_end_does_not_wait_for_ever(
+    cfg: Config, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(*arguments: Any) -> bool:
+        raise MemoryError("no room for the weights")
+
+    monkeypatch.setattr(scoring, "keep_weights", keep)
+    said: list[dict[str, Any]] = []
+
+    def hear(record: dict[str, Any]) -> None:
+        said.append(record)
+        raise SystemExit if len(said) == 2 else BrokenPipeError
+
+    beside = Beside(cfg, store, hear)
+    for images in (4 * BATCH, 6 * BATCH):
+        beside.hear(saved(images))
+    beside.close(finish=True)
+    assert [(record["event"], record["reason"]) for record in said] == [
+        ("evaluation skipped", "MemoryError: no room for the weights")
+    ] * 2
+
+
 @pytest.mark.usefixtures("cluster")
 def test_checkpoints_that_are_due_are_evaluated_though_the_training_deletes_them(cfg: Config, store: Store) -> None:
     said: list[dict[str, Any]] = []

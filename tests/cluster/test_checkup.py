@@ -1,4 +1,4 @@
-"""What the preflight makes of the nodes' facts; tests/chaos looks at real nodes."""
+"""What the preflight makes of the nodes' facts; the last test looks at real nodes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_bad_node_is_named(change: dict[str, object], words: str) -> None:
 
 
 def test_a_node_that_does_not_answer_is_bad_and_a_clock_is_only_told() -> None:
-    assert said({**MANY, "n4": "no answer within 120 s"}) == [
+    assert said({**MANY, "n4": "cannot be looked at: no answer within 120 s"}) == [
         ("n4", True, "cannot be looked at: no answer within 120 s")
     ]
     off = GOOD.held_against(asked_s=1010.0, answered_s=1012.0)
@@ -99,6 +99,12 @@ def test_of_a_ring_only_the_slow_node_is_accused(count: int) -> None:
     for slow in ids:
         best = {n: min(0.2 if slow in pair else 0.02 for pair in meetings if n in pair) for n in ids}
         assert [node for node, *_ in said({n: replace(GOOD, reduce_s=best[n]) for n in ids})] == [slow]
+
+
+def test_a_node_that_no_neighbour_can_talk_with_is_bad_also_of_two() -> None:
+    assert checkup._reduced(GOOD, ["Connection refused", 0.02]) == GOOD.with_reduce(0.02)
+    alone = checkup._reduced(GOOD, ["Connection refused", "no answer within 120 s"])
+    assert said({"a": GOOD, "b": alone}) == [("b", True, "no all-reduce with its neighbours: Connection refused")]
 
 
 class Scene:

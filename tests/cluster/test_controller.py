@@ -48,7 +48,7 @@ class Scene:
     def begin(self) -> None:
         self.hub.begin(2)
         for rank, name in enumerate("ab"):
-            self.hub.join(rank, Place(name, name, rank, ""))
+            self.hub.join(rank, Place(name, name, rank, "", 0))
             self.hub.beat(rank, rank, Beat(Phase.DATA, 0.0, 5, 40, 1.0))
 
     def fail(self, error: TrainingFailedError) -> tuple[FailureDecision, dict[str, Any]]:

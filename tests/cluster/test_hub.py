@@ -10,7 +10,7 @@ from diffussm.train.phases import Beat, Phase
 
 
 def place(pid: int, node: str = "n1") -> Place:
-    return Place(node, "host", pid, "stacks.txt")
+    return Place(node, "host", pid, "stacks.txt", 0)
 
 
 def beat(images: int) -> Beat:

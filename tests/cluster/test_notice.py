@@ -44,6 +44,38 @@ def test_a_notice_file_drains_the_node_it_lies_on(tmp_path: Path) -> None:
         ray.cancel(watching, force=True)
 
 
+def test_a_node_that_ray_does_not_drain_is_drained_at_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import notice
+    from tests.near import without_ray
+
+    here = nodes.Node("home", True, "10.0.0.1", {"CPU": 1.0}, None)
+    asked: list[float] = []
+
+    def drain(found: list[nodes.Node], deadline_s: float, said: str) -> bool:
+        assert found == [here]
+        asked.append(deadline_s)
+        return len(asked) == 3
+
+    without_ray(monkeypatch)
+    monkeypatch.setattr(notice, "AGAIN_S", 0.0)
+    monkeypatch.setattr(nodes, "nodes", lambda: [here])
+    monkeypatch.setattr(nodes, "drain", drain)
+    (tmp_path / "notice").touch()
+    looking = notice.Notice(str(tmp_path / "notice"), grace_s=120)
+    end = time.monotonic() + 10
+    while len(asked) < 3:
+        assert time.monotonic() < end
+        looking.look()
+        time.sleep(0.001)
+    for _ in range(20):
+        looking.look()
+        time.sleep(0.001)
+    assert len(asked) == 3
+    assert len(set(asked)) == 1, "the grace began when the file was first seen"
+
+
 def test_without_a_file_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster.notice import Notice
 

@@ -63,7 +63,7 @@ class Scene:
     def begin(self, size: int) -> None:
         self.hub.begin(size)
         for rank in range(size):
-            self.hub.join(rank, Place("ab"[rank], "host", 100 * self.hub.group().serial + rank, "stacks.txt"))
+            self.hub.join(rank, Place("ab"[rank], "host", 100 * self.hub.group().serial + rank, "stacks.txt", 0))
 
     def beat(self, rank: int, beat: Beat) -> None:
         self.hub.beat(rank, self.hub.group().places[rank].pid, beat)
@@ -172,6 +172,22 @@ def test_evidence_that_cannot_be_had_does_not_save_a_hung_group(scene: Scene) ->
     scene.beat(1, STUCK)
     until(lambda: bool(scene.killed))
     assert scene.killed == [{100, 101}]
+
+
+def test_a_group_that_went_on_while_evidence_was_collected_is_left_alone(scene: Scene) -> None:
+    def collect(places: Any) -> dict[int, Record]:
+        scene.beat(1, Beat(Phase.DATA, 0.0, 6, 48, 1.0))
+        return {1: {"state": "asleep"}}
+
+    scene.collect = collect
+    scene.beat(1, STUCK)
+    until(lambda: "hang over" in {record["event"] for record in scene.said})
+    scene.looks()
+    assert scene.hub.group().hang == ""
+    assert scene.killed == []
+    scene.collect = lambda places: {}
+    scene.beat(1, STUCK)
+    until(lambda: bool(scene.killed))  # the next one is seen again
 
 
 def test_a_hang_is_not_blamed_on_the_group_that_came_while_evidence_was_collected(scene: Scene) -> None:

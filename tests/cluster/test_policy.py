@@ -64,6 +64,13 @@ def test_an_exception_never_loops(cause: Cause) -> None:
     assert after(fault(cause, images=160), fault(cause)).action is Action.STOP
 
 
+def test_an_exception_that_came_long_ago_or_at_an_unknown_place_is_no_repetition() -> None:
+    once = fault(Cause.EXCEPTION)
+    assert after(fault(Cause.EXCEPTION, at_s=200), once).action is Action.RESTART
+    unknown, worked = fault(Cause.EXCEPTION, images=0, steps=0), fault(Cause.HANG, steps=50)
+    assert "second time at" not in after(unknown, worked, unknown).reason, "its budget ends it, not the place"
+
+
 def test_a_start_that_fails_after_others_have_worked_is_no_users_error() -> None:
     """Such as a device out of memory in the start after a hang: the run has shown that it can step."""
     worked = fault(Cause.HANG, images=900_000, steps=50)

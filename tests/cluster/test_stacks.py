@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stacks import end, look, state_of
+from cluster.processes import Process
+from cluster.stacks import dump, end, look, state_of
 
 STUCK = """
 import faulthandler, signal, sys, time
@@ -42,29 +43,43 @@ def stuck(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_the_stack_of_a_stuck_process_says_where(stuck: subprocess.Popen[str], tmp_path: Path) -> None:
     file = str(tmp_path / "stacks")
-    found = look({1: (stuck.pid, file)})[1]
+    found = look({1: (Process.of(stuck.pid), file)})[1]
     assert "stuck_here" in found["stacks"]
     assert found["state"] in ("asleep", "running")
-    assert look({1: (stuck.pid, file)})[1]["stacks"].count("stuck_here") == 1, "only what is new"
+    assert look({1: (Process.of(stuck.pid), file)})[1]["stacks"].count("stuck_here") == 1, "only what is new"
 
 
 def test_a_stopped_process_is_named_and_not_asked(stuck: subprocess.Popen[str], tmp_path: Path) -> None:
     os.kill(stuck.pid, signal.SIGSTOP)
     deadline = time.monotonic() + 10
-    while state_of(stuck.pid) != "stopped" and time.monotonic() < deadline:
+    while state_of(Process.of(stuck.pid)) != "stopped" and time.monotonic() < deadline:
         time.sleep(0.01)
-    found = look({0: (stuck.pid, str(tmp_path / "stacks"))})[0]
+    found = look({0: (Process.of(stuck.pid), str(tmp_path / "stacks"))})[0]
     assert found["state"] == "stopped"
     assert "stacks" not in found
-    end([stuck.pid])
+    end([Process.of(stuck.pid)])
     assert stuck.wait(10) == -signal.SIGKILL
 
 
 def test_a_process_that_is_gone_is_no_error(stuck: subprocess.Popen[str], tmp_path: Path) -> None:
+    gone = Process.of(stuck.pid)
     stuck.kill()
     stuck.wait()
-    assert look({0: (stuck.pid, str(tmp_path / "none"))})[0]["state"] == ""
-    end([stuck.pid])
+    assert look({0: (gone, str(tmp_path / "none"))})[0]["state"] == ""
+    assert dump(gone, tmp_path / "none") == ""
+    end([gone])
+
+
+def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(
+    stuck: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "stacks"
+    gone = Process(stuck.pid, Process.of(stuck.pid).started - 1)
+    found = look({0: (gone, str(file))})[0]
+    assert (found["state"], "stacks" in found) == ("", False)
+    assert dump(gone, file) == ""
+    end([gone])
+    assert stuck.poll() is None
 
 
 def recorder(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +106,7 @@ def test_the_flight_recorder_is_asked_for_and_an_old_one_is_not_taken(
 
     thread = threading.Thread(target=nccl)
     thread.start()
-    found = look({3: (stuck.pid, str(tmp_path / "stacks"))})[3]
+    found = look({3: (Process.of(stuck.pid), str(tmp_path / "stacks"))})[3]
     thread.join()
     os.close(pipe)
     assert found["flight_recorder"] == b"collective 7"
@@ -104,4 +119,4 @@ def test_without_nccl_no_recorder_is_waited_for(
     recorder(tmp_path / "nccl-", monkeypatch)
     (tmp_path / "nccl-3").write_text("of an earlier hang")
     os.mkfifo(tmp_path / "nccl-3.pipe")  # nobody reads it
-    assert "flight_recorder" not in look({3: (stuck.pid, str(tmp_path / "stacks"))})[3]
+    assert "flight_recorder" not in look({3: (Process.of(stuck.pid), str(tmp_path / "stacks"))})[3]

@@ -45,6 +45,16 @@ def test_a_silent_rank_is_guilty_whatever_its_last_phase_was() -> None:
     assert "no sign of life" in verdict.said
 
 
+def test_a_rank_that_failed_and_tidies_up_is_what_the_others_wait_for() -> None:
+    verdict = judge({0: seen(Phase.REDUCE, 20), 1: seen(Phase.END, 19)}, PATIENCE)
+    assert verdict is not None
+    assert (verdict.rank, verdict.phase) == (1, Phase.END)
+    assert "rank 1 stands in end after 5 steps, for 19.3 s (rank 0 in reduce)" in verdict.said
+    saving = judge({0: seen(Phase.SAVE, 200), 1: seen(Phase.END, 19)}, PATIENCE)
+    assert saving is not None
+    assert saving.rank == 0, "both did the last step, and one cannot save it"
+
+
 def test_a_start_has_an_end_too() -> None:
     verdict = judge({0: seen(Phase.RESTORE, 101, steps=0)}, PATIENCE)
     assert verdict is not None

@@ -121,7 +121,9 @@ def test_each_run_of_a_sweep_is_looked_at(config: str) -> None:
     large = ["train.lr=1e-4,2e-4", "model.preset=tiny,XL"]
     tight = submit.prepare(config, ["train.global_batch=8", "cluster.grace_s=2"], large)
     to.name = "local"
-    with pytest.raises(ConfigError, match="^deadline of a-1: .*\ndeadline of a-3: .*\n  -> cluster.grace_s=60, or more nodes$"):
+    with pytest.raises(
+        ConfigError, match=r"^deadline of a-1: .*\ndeadline of a-3: .*\n  -> cluster.grace_s=60, or more nodes$"
+    ):
         submit.submit(tight, to)
     assert to.given == []
 

@@ -16,8 +16,8 @@ import pytest
 
 from cluster.chaos.inject import inject
 from cluster.chaos.plan import Fault, Kind
-from cluster.chaos.processes import Process, kill_tree
 from cluster.chaos.undo import Undos
+from cluster.processes import Process, kill_tree
 from cluster.stacks import state_of
 from diffussm.errors import ConfigError
 from tests.disks import small_disk
@@ -33,6 +33,13 @@ for line in sys.stdin:
     except MemoryError:
         print("no memory", flush=True)
 """
+
+
+def state(pid: int) -> str:
+    try:
+        return state_of(Process.of(pid))
+    except ProcessLookupError:
+        return ""
 
 
 def until(condition: Callable[[], bool]) -> bool:
@@ -68,8 +75,8 @@ def undos() -> Iterator[Undos]:
 def test_a_stopped_rank_goes_on_after_its_time(parent: tuple[subprocess.Popen[str], int], undos: Undos) -> None:
     _, child = parent
     make(Kind.STOP_RANK, child, undos, for_s=0.5)
-    assert until(lambda: state_of(child) == "stopped")
-    assert until(lambda: state_of(child) == "asleep")
+    assert until(lambda: state(child) == "stopped")
+    assert until(lambda: state(child) == "asleep")
 
 
 def test_what_is_stopped_for_ever_goes_on_when_the_tool_ends(
@@ -80,15 +87,25 @@ def test_what_is_stopped_for_ever_goes_on_when_the_tool_ends(
     with Undos() as undos:
         make(Kind.STOP_RANK, child, undos)
         make(Kind.STOP_PROCESS, child, undos, pid_file=str(tmp_path / "pid"), for_s=600)
-        assert until(lambda: state_of(child) == "stopped")
-    assert until(lambda: state_of(child) == "asleep")
+        assert until(lambda: state(child) == "stopped")
+    assert until(lambda: state(child) == "asleep")
+
+
+def test_a_pid_file_of_a_process_that_has_ended_is_told_and_not_waited_for(
+    parent: tuple[subprocess.Popen[str], int], tmp_path: Path, undos: Undos
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "pid").write_text(str(ended.pid))
+    with pytest.raises(ConfigError, match=r"pid_file .* names no process"):
+        make(Kind.STOP_PROCESS, parent[1], undos, pid_file=str(tmp_path / "pid"), for_s=600)
 
 
 def test_a_node_dies_with_all_that_runs_there(parent: tuple[subprocess.Popen[str], int], undos: Undos) -> None:
     process, child = parent
     make(Kind.KILL_NODE, child, undos)
     assert process.wait(10) == -signal.SIGKILL
-    assert until(lambda: state_of(child) in ("", "dead"))
+    assert until(lambda: state(child) in ("", "dead"))
 
 
 def test_a_rank_without_memory_gets_a_memory_error(parent: tuple[subprocess.Popen[str], int], undos: Undos) -> None:
@@ -119,7 +136,7 @@ def test_a_rank_that_has_ended_is_not_mistaken_for_another(
     with pytest.raises(ProcessLookupError):
         inject(Fault(kind, 0, device="lo"), gone, gone, undos)
     assert process.poll() is None
-    assert state_of(child) in ("running", "asleep")
+    assert state(child) in ("running", "asleep")
     assert resource.prlimit(child, resource.RLIMIT_AS) == resource.getrlimit(resource.RLIMIT_AS)
 
 

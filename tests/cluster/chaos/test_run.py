@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cluster.chaos.__main__ import main
 from cluster.chaos.plan import Fault, Kind, Plan
 from cluster.chaos.run import Run
 from diffussm.checkpoint.store import open_store
+from diffussm.config import dump
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError, ExitCode
 
@@ -104,6 +106,16 @@ def test_processes_of_an_older_run_are_never_hit(tmp_path: Path, bystander: subp
 
 def test_a_new_run_is_one_without_anything_in_its_store(tmp_path: Path) -> None:
     run_of(tmp_path / "new", 8).check_new()
+
+
+def test_a_run_that_was_trained_otherwise_is_not_compared_with(tmp_path: Path) -> None:
+    cfg = Config()
+    (tmp_path / "config.yaml").write_text(dump(replace(cfg, name="x-calm", train=replace(cfg.train, log_images=8))))
+    run = run_of(tmp_path, 8)
+    run.check_same(cfg)
+    for other, key in ((replace(cfg, seed=1), "seed"), (replace(cfg, train=replace(cfg.train, lr=1.0)), "train.lr")):
+        with pytest.raises(ConfigError, match=f"was trained with another {key}"):
+            run.check_same(other)
 
 
 def test_a_rank_that_is_not_there_is_no_rank(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from diffussm.checkpoint.manifest import Counters
 from diffussm.config.schema import Config, ObserveConfig
 from diffussm.data.passport import FILE, Passport
 from diffussm.model.counts import count
+from diffussm.observe.goodput import CAUSES
 from diffussm.train import loop
 from diffussm.train.ema import Averages
 from diffussm.train.engine import Engine
@@ -119,6 +120,8 @@ def test_a_run_tells_it_and_stays_the_same_run(tmp_path: Path) -> None:
         assert total == pytest.approx(by_images[record["images"]]["grad_norm"], rel=1e-4)
         assert set(record["ema_distance"]) == {"ema-plain", "ema-power-0.050", "ema-power-0.100"}
         assert 0 < record["goodput"] <= 1
+        assert record["goodput_seconds"]["start"] > 0
+        assert set(record["goodput_seconds"]) == set(CAUSES)
     assert [r["images"] for r in heard if r["kind"] == "telemetry"] == [4 * RUN_BATCH, 6 * RUN_BATCH]
 
 

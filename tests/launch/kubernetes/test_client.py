@@ -63,7 +63,12 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for_for_ever(
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
         server = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{deaf.getsockname()[1]}"}}
-        given = {"clusters": [server], "contexts": [context], "users": [{"name": "u", "user": {}}], "current-context": "c"}
+        given = {
+            "clusters": [server],
+            "contexts": [context],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
         (tmp_path / "deaf").write_text(yaml.safe_dump(given))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "deaf"))
         with pytest.raises(MissingError, match="cannot be reached"):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cluster.chaos.processes import Process, children_of, kill_tree, parent_of
+from cluster.processes import Process, children_of, kill_tree, parent_of
 
 FROM_A_THREAD = """
 import subprocess, sys, threading, time
