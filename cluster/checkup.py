@@ -16,6 +16,7 @@ import ray
 
 from cluster import facts, nodes
 from cluster.facts import Facts, Software
+from cluster.readiness import DISK_BYTES
 from diffussm.config.schema import Config
 from diffussm.errors import MissingError
 
@@ -23,8 +24,6 @@ TIMEOUT_S = 120.0
 """Seconds in which a node must answer."""
 LOOK_S = 0.5
 """Longest wait for a node before looking whether the job was asked to leave."""
-DISK_BYTES = 1 << 30
-"""Least room for this attempt's scratch."""
 SHARED_MEMORY_BYTES = 64 << 20
 """Least room in /dev/shm for the data loader."""
 SKEW_S = 5.0

@@ -10,17 +10,21 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import ray
 
 from diffussm.config.schema import Config
 from diffussm.errors import DiffuSSMError
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("diffussm", "torch", "deepspeed", "ray", "mosaicml-streaming", "numpy")
 """Software that must be the same on every node."""
 
-MATMUL = 512
-"""Side of the square matrices."""
+MATMUL = {"cpu": 512, "cuda": 4096}
+"""Side of the square matrices: large enough that a card computes for longer than it takes to ask it."""
 ROUNDS = 5
 """Of these the best counts: what disturbs makes slower, never faster."""
 REDUCE_BYTES = 4 << 20
@@ -105,17 +109,18 @@ def matmul_seconds(on_gpu: bool) -> float:
     return max(_matmul_seconds(device) for device in devices or [torch.device("cpu")])
 
 
-def _matmul_seconds(device: object) -> float:
+def _matmul_seconds(device: torch.device) -> float:
     import torch
 
-    a = torch.ones(MATMUL, MATMUL, device=device)  # type: ignore[call-overload]  # (N, N)
+    side = MATMUL[device.type]
+    a = torch.ones(side, side, device=device)  # (N, N)
     best = float("inf")
     for _ in range(ROUNDS):
         began = time.perf_counter()
         total = float((a @ a).sum())  # reading the number waits for the device
         best = min(best, time.perf_counter() - began)
-    if total != float(MATMUL) ** 3:
-        raise RuntimeError(f"{device}: a matrix product is wrong: the sum is {total}, not {float(MATMUL) ** 3}")
+    if total != float(side) ** 3:  # a power of two, and so are all partial sums multiples of one: exact in fp32
+        raise RuntimeError(f"{device}: a matrix product is wrong: the sum is {total}, not {float(side) ** 3}")
     return best
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -17,6 +20,9 @@ from diffussm.naming import RunPaths
 if TYPE_CHECKING:
     from diffussm.data.passport import Passport
 
+DISK_BYTES = 1 << 30
+"""Least room for Ray's notes and a start's scratch."""
+
 
 def check_start(cfg: Config, store: Store) -> None:
     """Before any work: whatever can be known to fail later fails now.
@@ -24,7 +30,7 @@ def check_start(cfg: Config, store: Store) -> None:
     Raises:
         StorageError: the run's place cannot be written.
         ConfigError: a frozen key differs from the run's; an unknown preset, operator backend or extractor.
-        MissingError: GPUs, or the extractor's weights, are not there.
+        MissingError: GPUs, the extractor's weights, or room for Ray's and the ranks' own files are not there.
         DataError: the run to start from has no such checkpoint.
     """
     import torch
@@ -45,10 +51,21 @@ def check_start(cfg: Config, store: Store) -> None:
             f"{wanted:g} GPUs; this machine has {there}",
             "set cluster.gpus_per_worker=0 to train on the CPU, or cluster.address to use a Ray cluster",
         )
+    if not cfg.cluster.address:  # a cluster's nodes are looked at by the preflight
+        check_room(Path(tempfile.gettempdir()))
     store.check_writable()
     check_run(cfg, store)
     if cfg.train.start_from and next(store.keys("checkpoints/"), None) is None:
         lineage.check(cfg.train.start_from)
+
+
+def check_room(folder: Path) -> None:
+    """Refuse a folder for temporary files that is all but full."""
+    free = shutil.disk_usage(folder).free
+    if free < DISK_BYTES:
+        raise MissingError(
+            f"{folder}: {free >> 20} MiB are free; wanted are {DISK_BYTES >> 20}", "make room there, or set TMPDIR"
+        )
 
 
 def check_run(cfg: Config, store: Store) -> None:

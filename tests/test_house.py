@@ -30,7 +30,6 @@ TESTED_ELSEWHERE = {
     "diffussm/config/kubernetes.py": "tests/launch/kubernetes/test_render.py gives it right and wrong values",
     "diffussm/config/schema.py": "data without behaviour: tests/diffussm/config/test_explain.py reads every key",
     "cluster/chaos/__main__.py": "a command for whole runs: tests/chaos/test_long.py runs it",
-    "cluster/pulse.py": "a thread of Ray's workers: tests/cluster/test_trainer.py hears through it",
     "cluster/readiness.py": "tests/cluster/test_stages.py starts with what it refuses",
     "cluster/worker.py": "runs only inside Ray: tests/cluster/test_trainer.py starts it on real workers",
     "diffussm/bench/__main__.py": "tests/diffussm/bench/test_loop.py runs it as a command",

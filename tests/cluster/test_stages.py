@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster import readiness
 from cluster.preempt import SIGNALS
 from cluster.stages import Stages
 from diffussm.config import dump
@@ -79,6 +80,14 @@ def test_what_would_fail_later_fails_first(tmp_path: Path, change: dict[str, obj
 
 
 @pytest.mark.usefixtures("no_work")
+def test_a_full_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readiness.check_room(tmp_path)
+    monkeypatch.setattr(readiness, "DISK_BYTES", 1 << 60)
+    with pytest.raises(MissingError, match=r"MiB are free; wanted are"):
+        Stages.of(config(tmp_path)).all()
+    assert not (tmp_path / "runs" / "r").exists()
+
+
 def test_an_unwritable_place_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(StorageError, match="runs"):
