@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from diffussm.errors import ConfigError
 
 HEADROOM_BYTES = 4 << 20
 """Memory that a rank may still allocate under LIMIT_MEMORY."""
+TURN_S = 0.02
+"""A slowed process runs so long at a time."""
 LEFT_BYTES = 1 << 20
 """Room that FILL_DISK leaves, less than any checkpoint needs."""
 
@@ -54,6 +57,8 @@ def inject(fault: Fault, target: Process, driver: Process, undos: Undos) -> None
             fill(Path(fault.folder), fault.for_s, undos)
         case Kind.STOP_PROCESS:
             stop(named_in(Path(fault.pid_file)), fault.for_s, undos)
+        case Kind.SLOW_PROCESS:
+            slow(named_in(Path(fault.pid_file)), fault.for_s, undos)
         case Kind.COMMAND:
             if fault.undo:
                 undos.later(fault.for_s, " ".join(fault.undo), partial(run, fault.undo))
@@ -64,6 +69,31 @@ def stop(process: Process, for_s: float, undos: Undos) -> None:
     """SIGSTOP, and SIGCONT after `for_s` seconds; with 0 when the tool ends."""
     undos.later(for_s, f"the stopped process {process.pid}", partial(process.signal, signal.SIGCONT))
     process.signal(signal.SIGSTOP)
+
+
+def slow(process: Process, for_s: float, undos: Undos) -> None:
+    """Let a process run only a tenth of the time for `for_s` seconds, by stopping it again and again."""
+    over = threading.Event()
+
+    def hold() -> None:
+        try:
+            while not over.is_set():
+                process.signal(signal.SIGSTOP)
+                over.wait(9 * TURN_S)
+                process.signal(signal.SIGCONT)
+                over.wait(TURN_S)
+        except ProcessLookupError:  # it has ended
+            return
+
+    def release() -> None:
+        over.set()
+        if thread.ident is not None:
+            thread.join()
+        process.signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=hold, name="slow", daemon=True)
+    undos.later(for_s, f"the slowed process {process.pid}", release)
+    thread.start()
 
 
 def limit_memory(process: Process) -> None:

@@ -30,6 +30,8 @@ class Kind(Enum):
     """`folder` is filled up for `for_s` seconds."""
     STOP_PROCESS = "stop-process"
     """SIGSTOP to the process whose id is in `pid_file`, for `for_s` seconds: for example a store."""
+    SLOW_PROCESS = "slow-process"
+    """The process whose id is in `pid_file` runs a tenth of the time, for `for_s` seconds: for example a store."""
     COMMAND = "command"
     """Run `command`, and after `for_s` seconds `undo`: what is special to a cluster."""
 
@@ -43,6 +45,7 @@ NEEDS = {
     Kind.CUT_NETWORK: ("device",),
     Kind.FILL_DISK: ("folder", "for_s"),
     Kind.STOP_PROCESS: ("pid_file", "for_s"),
+    Kind.SLOW_PROCESS: ("pid_file", "for_s"),
     Kind.COMMAND: ("command",),
     Kind.WARN: ("for_s",),
 }

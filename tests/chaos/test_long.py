@@ -69,6 +69,7 @@ def test_processes_memory_warnings_and_the_head(tmp_path: Path, s3_server: S3Ser
         {"fault": "warn", "after_s": 3, "for_s": 30},
         {"fault": "stop-rank", "at_images": at(120), "for_s": 3},
         {"fault": "stop-process", "at_images": at(150), "pid_file": str(store), "for_s": 8},
+        {"fault": "slow-process", "at_images": at(170), "pid_file": str(store), "for_s": 5},
         {"fault": "limit-memory", "at_images": at(190)},
         {"fault": "stop-process", "at_images": at(210), "pid_file": str(store), "for_s": 8},
         {"fault": "kill-rank", "after_s": 2},
@@ -78,12 +79,13 @@ def test_processes_memory_warnings_and_the_head(tmp_path: Path, s3_server: S3Ser
     ]
     code, said = chaos(tmp_path, {"faults": faults}, steps=400, storage=s3_server.url("chaos"))
     assert code == 0, said[-4000:]
-    assert "11 of 11 faults made" in said
+    assert "12 of 12 faults made" in said
     assert "identical: samples and losses of all 400 lines" in said
-    saves = said.partition("chaos: stop-process")[2].partition("chaos: limit-memory")[0]
+    saves = said.partition("chaos: stop-process")[2].partition("chaos: slow-process")[0]
     waited_s = [float(each) for each in re.findall(r"^\S+ saved: .* seconds ([\d.]+)", saves, re.MULTILINE)]
     assert max(waited_s) > 4, "no checkpoint was being written while the store was away"
-    tried = {"kill-rank": 3, "warn": 3, "stop-rank": 1, "stop-process": 2, "limit-memory": 1, "kill-node": 1, "all": 11}
+    tried = {"kill-rank": 3, "warn": 3, "stop-rank": 1, "stop-process": 2, "limit-memory": 1, "kill-node": 1}
+    tried |= {"slow-process": 1, "all": 12}
     assert survived(said) == {name: (count, count) for name, count in tried.items()}
 
 

@@ -91,6 +91,24 @@ def test_what_is_stopped_for_ever_goes_on_when_the_tool_ends(
     assert until(lambda: state(child) == "asleep")
 
 
+def test_a_slowed_process_stands_most_of_the_time_and_then_no_more(
+    parent: tuple[subprocess.Popen[str], int], tmp_path: Path
+) -> None:  # fmt: skip
+    _, child = parent
+    (tmp_path / "pid").write_text(str(child))
+    with Undos() as undos:
+        make(Kind.SLOW_PROCESS, child, undos, pid_file=str(tmp_path / "pid"), for_s=600)
+        seen = []
+        for _ in range(200):
+            seen.append(state(child))
+            time.sleep(0.005)
+        assert seen.count("stopped") > 2 * seen.count("asleep") > 0
+    assert until(lambda: state(child) == "asleep")
+    time.sleep(0.3)
+    assert state(child) == "asleep"
+    assert undos.failed == []
+
+
 def test_a_pid_file_of_a_process_that_has_ended_is_told_and_not_waited_for(
     parent: tuple[subprocess.Popen[str], int], tmp_path: Path, undos: Undos
 ) -> None:
