@@ -17,6 +17,7 @@ from diffussm.checkpoint.store import open_store
 from diffussm.config import Config, check, load
 from diffussm.config.schema import Source
 from diffussm.data.encode import prepare
+from diffussm.errors import MissingError
 from diffussm.train import loop
 from diffussm.train.world import current
 from tests.diffussm.data import sets
@@ -52,10 +53,12 @@ def small(recipe: str, overlay: str, folder: Path, autoencoder: Path) -> Config:
     names = cfg.data.classes or ["a", "b"]
     if not pictures.exists():
         sets.picture_folder(pictures, dict.fromkeys(names, cfg.train.global_batch // len(names)), side=32)
+    kept = {Source.tar: sets.tar_shards, Source.parquet: sets.parquet_files}
+    images = kept[cfg.data.source](pictures, folder / cfg.data.source.name) if cfg.data.source in kept else pictures
     data = replace(
         cfg.data,
-        source=Source.folder,
-        images=str(pictures),
+        source=cfg.data.source if cfg.data.source in kept else Source.folder,
+        images=str(images),
         latents=str(folder / f"latents-{cfg.data.resolution_px}"),
         autoencoder=str(autoencoder),
     )
@@ -66,6 +69,7 @@ def small(recipe: str, overlay: str, folder: Path, autoencoder: Path) -> Config:
         model=replace(cfg.model, width=WIDTH, depth=DEPTH),
         train=replace(cfg.train, images=cfg.train.global_batch, warmup_images=0),
         cluster=replace(cfg.cluster, workers=1, workers_per_node=0, gpus_per_worker=0),
+        prepare=replace(cfg.prepare, workers=0, gpus_per_worker=0),
     )
     if cfg.train.start_from:
         made.train.start_from = f"{made.storage}/imagenet-256"
@@ -101,6 +105,31 @@ def test_imagenet_512_and_from_256_to_512(tmp_path: Path, autoencoder: Path) -> 
     store = open_store(f"{child.storage}/{child.name}")
     assert store.exists("lineage.json")
     assert restore.choose(store)[1].counters.adam_steps == 2
+
+
+@pytest.mark.long
+@pytest.mark.world_size(1)
+@pytest.mark.parametrize("source", [Source.tar, Source.parquet])
+def test_imagenet_256_from_other_files(source: Source, tmp_path: Path, autoencoder: Path) -> None:
+    cfg = small(f"imagenet-256-{source.name}", "", tmp_path, autoencoder)
+    assert cfg.data.source is source
+    assert 0.5 < step(cfg, tmp_path) < 2.0
+
+
+@pytest.mark.long
+@pytest.mark.world_size(1)
+@pytest.mark.parametrize("recipe", ["quickstart", "fashion-mnist"])
+def test_small_recipes_on_their_own_pictures_and_autoencoder(recipe: str, tmp_path: Path) -> None:
+    cfg = load(CONFIGS / f"{recipe}.yaml")
+    cfg.storage, cfg.data.latents = str(tmp_path / "runs"), str(tmp_path / "latents")
+    cfg.model.width, cfg.model.depth = WIDTH, DEPTH
+    cfg.train.images, cfg.train.warmup_images = cfg.train.global_batch, 0
+    check(cfg)
+    try:
+        prepare(cfg)
+    except MissingError as error:
+        pytest.skip(error.message)
+    assert 0.5 < step(cfg, tmp_path) < 2.0
 
 
 @pytest.mark.long
