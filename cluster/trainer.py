@@ -107,7 +107,10 @@ class Faults:
 
     def places(self, attempt: int, places: Mapping[int, Place]) -> None:
         """Every rank of a start is there: note where, for people and for tools. Returns at once."""
-        body = {rank: {"node": each.node, "host": each.host, "pid": each.pid} for rank, each in sorted(places.items())}
+        body = {
+            rank: {"node": each.node, "host": each.host, "pid": each.pid, "started": each.started}
+            for rank, each in sorted(places.items())
+        }
         self._todo.put(partial(self._store_places, attempt, body))
 
     def fault(self, record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cluster.chaos.compare import Made
+from cluster.chaos.far import Far
 from cluster.chaos.inject import inject
 from cluster.chaos.plan import Fault, Plan
 from cluster.chaos.undo import Undos
@@ -38,7 +39,7 @@ GROUPS_S = 0.5
 TAIL_BYTES = 1 << 14
 """Enough for the last line of a journal."""
 
-Ranks = dict[int, Process]
+Ranks = dict[int, Process | Far]
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -47,11 +48,12 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 class Run:
-    """One run's driver, started as often as needed. Every rank must be on this host."""
+    """One run's driver, started as often as needed."""
 
-    def __init__(self, command: Sequence[str], store: Store, ranks_file: str) -> None:
-        """`ranks_file` is the key of a start's places, with {} for the number of the start."""
-        self.command, self.store = command, store
+    def __init__(self, command: Sequence[str], store: Store, ranks_file: str, address: str = "") -> None:
+        """`ranks_file` is the key of a start's places, with {} for the number of the start; `address` that of the Ray
+        cluster, without which every rank must be on this host."""
+        self.command, self.store, self._address = command, store, address
         self._before, _, self._after = ranks_file.partition("{}")
         self.made: list[Made] = []
         self.not_undone: list[str] = []
@@ -63,7 +65,7 @@ class Run:
         """A run of this project's driver, which logs every step."""
         command = [sys.executable, "-P", "-m", "cluster.driver", "--only", "train", config, *overrides]
         command += [f"name={name}", f"train.log_images={cfg.train.global_batch}"]
-        return cls(command, open_store(RunPaths(cfg.storage, name).root), "attempts/{}/ranks.json")
+        return cls(command, open_store(RunPaths(cfg.storage, name).root), "attempts/{}/ranks.json", cfg.cluster.address)
 
     @classmethod
     def plain(cls, config: str, overrides: Sequence[str], folder: str) -> Run:
@@ -155,8 +157,13 @@ class Run:
         rank, target = source.choice(sorted(targets.items()))
         began, images = time.time(), self._last["images"]
         try:
-            inject(fault, target, driver, undos)
+            if isinstance(target, Far):
+                began = target.make(fault, undos)
+            else:
+                inject(fault, target, driver, undos)
         except ProcessLookupError:  # it ended while we looked: the next one that fits is hit
+            if fault.kind.hits_rank:
+                self._ranks.pop(rank, None)
             return False
         whom = f" rank {rank}" if fault.kind.hits_rank else ""
         print(f"chaos: {fault.kind.value}{whom} at {images:,} images", file=sys.stderr, flush=True)
@@ -187,7 +194,10 @@ class Run:
         here, ranks = socket.gethostname(), Ranks()
         for rank, place in places.items():
             if place.get("host", here) != here:
-                raise ConfigError(f"rank {rank} runs on {place['host']}: faults can be made on this host alone")
+                if not self._address:
+                    raise ConfigError(f"rank {rank} runs on {place['host']}: set cluster.address to reach that host")
+                ranks[int(rank)] = Far(self._address, place["node"], Process(place["pid"], place["started"]))
+                continue
             try:
                 process = Process.of(place["pid"])
             except ProcessLookupError:

@@ -11,14 +11,16 @@ from pathlib import Path
 from cluster.processes import kill_tree
 
 ROOT = Path(__file__).parents[2]
-NEEDED = ("ip", "nsenter")
+NEEDED = ("ip", "nsenter", "unshare")
 PORT = 6379
 
 
 class Spaces:
     """A head without room for workers and one node of one CPU for each worker, joined by a bridge in a namespace."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, *, hosts: bool = False) -> None:
+        """With `hosts` each node's processes see a host name of their own too."""
+        self._hosts = hosts
         self._tag, self._folder = f"dc{os.getpid()}", folder
         self._names = ["head", *(f"n{i}" for i in range(workers))]
         self._started: list[subprocess.Popen[bytes]] = []
@@ -68,9 +70,11 @@ class Spaces:
             self._ip_in(name, "route", "add", "default", "dev", "eth0")
 
     def _start(self, name: str, arguments: list[str]) -> None:
+        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name] if self._hosts else []
         command = [
             "nsenter",
             f"--net=/run/netns/{self._tag}{name}",
+            *named,
             str(Path(sys.executable).with_name("ray")),
             "start",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -126,6 +127,32 @@ def test_a_node_that_is_cut_off_for_a_while_and_one_for_ever(spaces: Spaces, tmp
     assert code == 0, said[-4000:]
     assert "2 of 2 faults made" in said
     assert "identical" in said
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.usefixtures("namespaces")
+def test_ranks_on_other_hosts_are_hit_through_ray(tmp_path: Path) -> None:
+    """The tool's host holds no rank; the last node is lost for ever, and the run ends on the other one."""
+    faults = [
+        {"fault": "stop-rank", "at_images": at(40), "rank": 1, "for_s": 3},
+        {"fault": "kill-rank", "at_images": at(80), "rank": 0},
+        {"fault": "cut-network", "at_images": at(140), "rank": 0, "device": "eth0", "for_s": 4},
+        {"fault": "kill-node", "at_images": at(240), "rank": 1},
+    ]
+    with Spaces(tmp_path, workers=2, hosts=True) as cluster:
+        elastic = {"cluster.min_workers": 1, "cluster.address": cluster.address}
+        code, said = chaos(tmp_path, {"faults": faults}, steps=400, enter=cluster.enter, **elastic)
+    assert code == 0, said[-4000:]
+    assert "4 of 4 faults made" in said
+    assert survived(said)["all"] == (4, 4)
+    assert "identical" in said
+    assert "NOT UNDONE" not in said
+    hosts = {
+        place["host"]
+        for file in (tmp_path / "runs" / "tiny-chaos").glob("attempts/*/ranks.json")
+        for place in json.loads(file.read_text()).values()
+    }
+    assert hosts == {"n0", "n1"}
 
 
 @pytest.mark.timeout(TIMEOUT_S)

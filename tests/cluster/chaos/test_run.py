@@ -158,12 +158,12 @@ def test_the_tool_ends_well_only_if_all_faults_were_made_and_undone(
     assert main(command) == ExitCode.CONFIG, "its second use of the name"
 
 
-def test_ranks_of_another_host_are_refused(tmp_path: Path) -> None:
+def test_ranks_of_another_host_are_refused_without_a_cluster_to_reach_it(tmp_path: Path) -> None:
     file = tmp_path / "attempts" / "1" / "ranks.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"0": {"pid": 1, "host": "elsewhere"}}))
     run = Run(["sleep", "600"], open_store(str(tmp_path)), "attempts/{}/ranks.json")
-    with pytest.raises(ConfigError, match="elsewhere"):
+    with pytest.raises(ConfigError, match=r"elsewhere: set cluster\.address"):
         run.go(Plan(0, (Fault(Kind.KILL_RANK, 8),)), 1)
 
 
