@@ -132,6 +132,14 @@ class S3Store(Store):
                 yield from (entry["Key"][cut:] for entry in page.get("Contents", ()))
 
     @override
+    def folders(self) -> Iterator[str]:
+        with self._explain(""):
+            above = f"{self.prefix}/" if self.prefix else ""
+            lister = self.client.get_paginator("list_objects_v2")
+            for page in lister.paginate(Bucket=self.bucket, Prefix=above, Delimiter="/"):
+                yield from (entry["Prefix"][len(above) : -1] for entry in page.get("CommonPrefixes", ()))
+
+    @override
     def size(self, key: str) -> int:
         with self._explain(key):
             return int(self.client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])

@@ -76,6 +76,10 @@ class Store(ABC):
     def keys(self, prefix: str = "") -> Iterator[str]:
         """All keys that begin with `prefix`, sorted."""
 
+    def folders(self) -> Iterator[str]:
+        """Names of the folders right below, sorted; a store that can lists nothing that lies in them."""
+        yield from sorted({key.partition("/")[0] for key in self.keys() if "/" in key})  # noqa: SIM118 - no dictionary
+
     @abstractmethod
     def size(self, key: str) -> int:
         """Bytes of the object. Raises NotFound."""
@@ -177,6 +181,11 @@ class LocalStore(Store):
         with self._explain(prefix):
             files = (p for p in self.root.rglob("*") if p.is_file() and not p.name.endswith(PART))
             yield from sorted(k for p in files if (k := p.relative_to(self.root).as_posix()).startswith(prefix))
+
+    @override
+    def folders(self) -> Iterator[str]:
+        with self._explain(""):
+            yield from sorted(path.name for path in self.root.glob("*") if path.is_dir())
 
     @override
     def unfinished(self, prefix: str) -> Iterator[str]:

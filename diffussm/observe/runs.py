@@ -53,8 +53,8 @@ def status(root: str) -> dict[str, Any]:
 
 def listed(storage: str) -> list[str]:
     """Names of the runs in a storage: what has a config."""
-    parts = (key.split("/") for key in open_store(storage).keys())  # noqa: SIM118 - a store is no dictionary
-    return sorted({folder for folder, *rest in parts if rest == ["config.yaml"]})
+    store = open_store(storage)
+    return [folder for folder in store.folders() if store.exists(f"{folder}/config.yaml")]
 
 
 def check(root: str, latents: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def test_what_is_written_is_read_listed_and_deleted(store: Store, tmp_path: Path
     store.upload(source, "a/big.bin")
     assert list(store.keys()) == ["a/1.json", "a/big.bin", "b.txt"]
     assert list(store.keys("a/")) == ["a/1.json", "a/big.bin"]
+    assert list(store.folders()) == ["a"]
     assert store.read("a/1.json") == b"two"
     assert store.size("a/big.bin") == 10_240_000
     assert store.fetch("a/big.bin", tmp_path / "copies").read_bytes() == source.read_bytes()
