@@ -3,8 +3,8 @@
 Two runs are trained on the cluster that the config names: NAME-calm, left alone (it is reused when it is there), and
 NAME-chaos, whose driver is started again whenever it ends with a code that asks for it, as a scheduler would. Ranks
 on other hosts are reached through Ray (cluster.address). NAME-chaos must not exist yet. With --plain the same network
-is killed under plain Ray Train too (the plan's kill-rank faults only). Exit code 0: all faults were made and undone, and
-the run ended with the same samples and losses. 1: not so.
+is killed under plain Ray Train too (the plan's kill-rank faults only). Exit code 0: all faults were made and undone,
+and the run ended with the same samples and losses. 1: not so.
 """
 
 from __future__ import annotations

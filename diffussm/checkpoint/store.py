@@ -78,7 +78,7 @@ class Store(ABC):
 
     def folders(self) -> Iterator[str]:
         """Names of the folders right below, sorted; a store that can lists nothing that lies in them."""
-        yield from sorted({key.partition("/")[0] for key in self.keys() if "/" in key})  # noqa: SIM118 - no dictionary
+        yield from sorted({key.partition("/")[0] for key in self.keys() if "/" in key})
 
     @abstractmethod
     def size(self, key: str) -> int:
