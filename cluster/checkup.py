@@ -18,7 +18,7 @@ from cluster import facts, nodes
 from cluster.facts import Facts, Software
 from cluster.readiness import DISK_BYTES
 from diffussm.config.schema import Config
-from diffussm.errors import MissingError
+from diffussm.errors import InfrastructureError, MissingError
 
 TIMEOUT_S = 120.0
 """Seconds in which a node must answer."""
@@ -30,6 +30,9 @@ SKEW_S = 5.0
 """Clocks further apart make logs and signed requests to a bucket wrong."""
 SLOW = 3.0
 """A node this many times slower than the median is bad: every step would wait for it."""
+
+APART = "no all-reduce with its neighbours"
+"""Begins what is said of a node that could talk with none of them."""
 
 Announce = Callable[[dict[str, Any]], Any]
 
@@ -116,6 +119,7 @@ class Preflight:
 
         Raises:
             MissingError: without the bad nodes fewer than `least` workers could be placed.
+            InfrastructureError: likewise, and nothing is wrong with them but that they could not talk with each other.
         """
         cluster = self._cfg.cluster
         able = self._able(nodes.nodes())
@@ -129,7 +133,9 @@ class Preflight:
         if bad and room < least:
             address = {node.id: node.address for node in able}
             said = "; ".join(f"{address[each.node]}: {each.said}" for each in wrong)
-            raise MissingError(
+            # What lies between nodes may pass, and of two nobody can say whose fault it is: other nodes are tried.
+            passing = all(each.said.startswith(APART) for each in wrong)
+            raise (InfrastructureError if passing else MissingError)(
                 f"preflight: {said}; without these nodes {room} of at least {least} workers can be placed",
                 "mend or replace the nodes, or set a smaller cluster.min_workers",
             )
@@ -191,28 +197,39 @@ def _with_reduces(found: dict[str, Facts | str], check: Callable[[], None]) -> d
     """Add the time of an all-reduce with each neighbour; the better one counts, for the other may be its peer's."""
     met: dict[str, list[float | str]] = {}
     for meetings in pairs(sorted(node for node, each in found.items() if isinstance(each, Facts))):
-        asked = {}
-        for one, other in meetings:
-            host = found[one]
-            assert isinstance(host, Facts)  # noqa: S101 - only such nodes were paired
-            for rank, node in enumerate((one, other)):
-                task = ray.remote(num_cpus=0, max_retries=0)(facts.reduce_seconds)
-                where = task.options(scheduling_strategy=nodes.on_node(node))
-                asked[where.remote(rank, host.address, host.port)] = node
-        late = _wait(list(asked), check)
-        for each, node in asked.items():
-            result = _late() if each in late else _result(each)
-            met.setdefault(node, []).append(result if isinstance(result, float) else str(result))
+        times = _meet(found, meetings, check)
+        failed = [pair for pair in meetings if any(isinstance(times[node], str) for node in pair)]
+        if failed:  # once more: a connection that fails once is no sign of a bad node
+            times |= _meet(found, failed, check)
+        for node, result in times.items():
+            met.setdefault(node, []).append(result)
     return {
         node: _reduced(each, met[node]) if isinstance(each, Facts) and node in met else each
         for node, each in found.items()
     }
 
 
+def _meet(
+    found: Mapping[str, Facts | str], meetings: Sequence[tuple[str, str]], check: Callable[[], None]
+) -> dict[str, float | str]:  # fmt: skip
+    """Seconds of an all-reduce by node, or why there was none. No node is in two of the meetings."""
+    asked = {}
+    for one, other in meetings:
+        host = found[one]
+        assert isinstance(host, Facts)  # noqa: S101 - only such nodes were paired
+        for rank, node in enumerate((one, other)):
+            task = ray.remote(num_cpus=0, max_retries=0)(facts.reduce_seconds)
+            where = task.options(scheduling_strategy=nodes.on_node(node))
+            asked[where.remote(rank, host.address, host.port)] = node
+    late = _wait(list(asked), check)
+    results = {node: _late() if each in late else _result(each) for each, node in asked.items()}
+    return {node: result if isinstance(result, float) else str(result) for node, result in results.items()}
+
+
 def _reduced(each: Facts, met: Sequence[float | str]) -> Facts | str:
     """With the better of a node's all-reduces; if it had none with any neighbour, why: it cannot work with others."""
     times = [result for result in met if isinstance(result, float)]
-    return each.with_reduce(min(times)) if times else f"no all-reduce with its neighbours: {met[0]}"
+    return each.with_reduce(min(times)) if times else f"{APART}: {met[0]}"
 
 
 def _wait(tasks: list[Any], check: Callable[[], None]) -> list[Any]:

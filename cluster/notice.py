@@ -41,6 +41,8 @@ class Notice:
         if self._path is None or self._is_told or busy or time.monotonic() < self._next or not self._path.exists():
             return
         self._deadline_s = self._deadline_s or time.time() + self._grace_s
+        if time.time() > self._deadline_s:
+            return
         self._next = time.monotonic() + AGAIN_S
         said = f"notice file {self._path}"
         self._thread = threading.Thread(target=self._drain, args=(said,), name="notice", daemon=True)

@@ -45,6 +45,8 @@ class Overseer:
         self._stragglers = Stragglers()
         self._evidence: dict[int, dict[str, Any]] = {}
         self._group = Group(0, 0.0)
+        self._ended = 0
+        """Serial of the last group that was ended because it hung."""
         self._failed: set[tuple[str, str]] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overseer", daemon=True)
@@ -141,7 +143,7 @@ class Overseer:
             self._ask(wish, group.serial)
 
     def _look_for_hang(self, group: Group) -> None:
-        verdict = None if group.hang else judge(ray.get(self.hub.seen.remote()), self.patience)
+        verdict = None if group.serial == self._ended else judge(ray.get(self.hub.seen.remote()), self.patience)
         if verdict is not None:
             self._end(verdict, group)
 
@@ -177,15 +179,17 @@ class Overseer:
             return  # it has ended since it was looked at
         self._say({"kind": "event", "event": "hang", "reason": verdict.said})
         self._duty("collect the evidence of a hang", self._collect, group)
-        guilty = self._evidence.get(verdict.rank, {})
-        state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
         # Collecting takes seconds, in which a store may have answered after all.
-        if judge(ray.get(self.hub.seen.remote()), self.patience) is None:
+        again = judge(ray.get(self.hub.seen.remote()), self.patience)
+        if again is None:
             if ray.get(self.hub.recovered.remote(group.serial)):
                 self._evidence = {}
                 self._say({"kind": "event", "event": "hang over", "reason": "the ranks went on by themselves"})
             return
-        if ray.get(self.hub.hangs.remote(group.serial, verdict.rank, f"{verdict.said}{state}")):
+        guilty = self._evidence.get(again.rank, {})
+        state = f"; its process is {guilty['state']}" if guilty.get("state") else "; its node does not answer"
+        if ray.get(self.hub.hangs.remote(group.serial, again.rank, f"{again.said}{state}")):
+            self._ended = group.serial
             stacks.kill(group.places)
 
     def _collect(self, group: Group) -> None:

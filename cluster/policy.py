@@ -116,7 +116,7 @@ def decide(
             group, whether the save of the departure failed or a rank died meanwhile: the next start goes on from the
             last checkpoint, with budgets of its own.
     """
-    stop = _reason_not_to_repeat(fault, earlier, limits)
+    stop = _reason_not_to_repeat(fault, earlier)
     if leaving and not stop:
         said = fault.diagnosis.said
         if fault.diagnosis.cause is not Cause.PREEMPTED:
@@ -162,7 +162,7 @@ def suspects(faults: Sequence[Fault], limits: Limits) -> set[str]:
     return {node for node, count in counts.items() if count >= SUSPECT}
 
 
-def _reason_not_to_repeat(fault: Fault, earlier: Sequence[Fault], limits: Limits) -> str:
+def _reason_not_to_repeat(fault: Fault, earlier: Sequence[Fault]) -> str:
     """Why another start would only end as this one did; empty if it may not."""
     found, cause = fault.diagnosis, fault.diagnosis.cause
     if cause in (Cause.USER, Cause.NONFINITE, Cause.NO_NODES):
@@ -170,7 +170,7 @@ def _reason_not_to_repeat(fault: Fault, earlier: Sequence[Fault], limits: Limits
     if cause in (Cause.EXCEPTION, Cause.MEMORY):
         if fault.steps == 0 and not any(before.steps for before in earlier):
             return f"{found.said} (before the first step was done: it would only happen again)"
-        if any(_is_repeated(fault, before) and _is_recent(before, fault, limits) for before in earlier):
+        if any(_is_repeated(fault, before) for before in earlier):
             return f"{found.said} (a second time at {fault.images:,} images)"
     return ""
 
@@ -201,7 +201,7 @@ def budget_of(cause: Cause, limits: Limits) -> int:
 
 
 def _is_repeated(fault: Fault, before: Fault) -> bool:
-    """The same at the same place; at 0 images nothing of the place may be known yet."""
+    """The same at the same place, however long ago; at 0 images nothing of the place may be known yet."""
     return before.diagnosis.cause is fault.diagnosis.cause and before.images == fault.images > 0
 
 

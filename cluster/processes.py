@@ -40,7 +40,15 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
-        handle = os.pidfd_open(self.pid)
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise
+        except (AttributeError, OSError):  # an old kernel, or a sandbox that forbids it: the start alone must do
+            if not self.lives:
+                raise ProcessLookupError(f"process {self.pid} has ended") from None
+            os.kill(self.pid, number)
+            return
         try:
             if not self.lives:  # looked at while the handle keeps the number from meaning another
                 raise ProcessLookupError(f"process {self.pid} has ended")

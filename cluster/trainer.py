@@ -184,10 +184,11 @@ def _as_ours(error: TrainingFailedError, cfg: Config, last: dict[str, Any]) -> E
     code, reason = last.get("code", int(ExitCode.INFRASTRUCTURE)), last.get("reason", str(error))
     if code == ExitCode.PREEMPTED:  # whatever the ranks died of meanwhile: their errors are no reason not to come back
         return Preempted(reason, "start the same command again: it goes on from its last checkpoint")
-    causes = [cause for _, cause in sorted(errors_of(error).items())]
+    guilty = last.get("rank")
+    causes = [cause for _, cause in sorted(errors_of(error).items(), key=lambda each: (each[0] != guilty, each[0]))]
     causes.append(getattr(error, "controller_failure", error))
-    for cause in causes:  # of several the one that the decision was about
-        if isinstance(cause, DiffuSSMError) and (not last or int(cause.code) == code):
+    for cause in causes:  # that of the rank in question first; who only left as asked is no reason to end with its code
+        if isinstance(cause, DiffuSSMError) and not (last and isinstance(cause, Preempted)):
             return cause
     if code == ExitCode.ENVIRONMENT:
         return MissingError(

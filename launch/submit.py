@@ -10,7 +10,7 @@ from typing import Any
 
 from diffussm.config import Config, check, dump, load, preset
 from diffussm.config.places import absolutely
-from diffussm.errors import ConfigError, StorageError, UsageError
+from diffussm.errors import ConfigError, DiffuSSMError, StorageError, UsageError
 from launch import local, store
 from launch.checks import Check, checks, planned_save_s
 from launch.target import Submission, Target
@@ -94,7 +94,7 @@ def dry_run(submission: Submission, to: Target) -> tuple[str, bool]:
     looked = list(checks(submission, to.name))
     try:
         job = to.render(submission)
-    except ConfigError as error:  # the checks are shown all the same
+    except DiffuSSMError as error:  # the checks are shown all the same
         job = ""
         looked.append(Check("job", False, error.message, error.remedy))
     head = f"# target {to.name}, run {submission.root}\n"

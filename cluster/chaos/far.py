@@ -29,8 +29,8 @@ ANSWER_S = 30.0
 """Longest wait for a node to do what is asked."""
 PATIENCE_S = 120.0
 """Likewise for the process that asks it, which joins the cluster first."""
-GONE = 3
-"""Exit code: the process has ended, or its node does not answer."""
+GONE, AWAY = 3, 4
+"""Exit codes: the process has ended; its node, or the cluster, does not answer."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,18 @@ class Far:
         """Make one fault; returns when, in seconds since 1970.
 
         Raises:
-            ProcessLookupError: the process has ended, or its node does not answer; nothing was made.
+            ProcessLookupError: the process has ended; nothing was made.
+            ConnectionError: its node does not answer.
             ConfigError: it cannot be made there, or only with `for_s`.
         """
         match fault.kind:
             case Kind.STOP_RANK:
                 what = f"the stopped process {self.process.pid} of Ray's node {self.node}"
-                undos.later(fault.for_s, what, self._go_on)
-                return self._ask("stop")
+                undos.later(0, what, self._go_on)
+                made = self._ask("stop")
+                if fault.for_s:  # asked for now only: else it might go on before it was stopped
+                    undos.later(fault.for_s, what, self._go_on)
+                return made
             case Kind.CUT_NETWORK:
                 if not fault.for_s:
                     raise ConfigError("plan: cut-network of a rank on another host needs for_s: nobody could mend it")
@@ -72,7 +76,10 @@ class Far:
         raise ConfigError(f"plan: {fault.kind.value} is not done to a rank")
 
     def _go_on(self) -> None:
-        self._ask("go_on")
+        try:
+            self._ask("go_on")
+        except ConnectionError as error:  # with its node it is gone too
+            raise ProcessLookupError(str(error)) from error
 
     def _ask(self, act: str, *arguments: str) -> float:
         words = [self.address, self.node, str(self.process.pid), str(self.process.started), act, *arguments]
@@ -80,9 +87,11 @@ class Far:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)  # noqa: S603 - a list
         except subprocess.TimeoutExpired:
-            raise ProcessLookupError(f"Ray at {self.address} does not answer") from None
+            raise ConnectionError(f"Ray at {self.address} does not answer") from None
         if done.returncode == GONE:
             raise ProcessLookupError(done.stderr.strip())
+        if done.returncode == AWAY or done.returncode < 0:  # Ray ends a process whose own node is lost
+            raise ConnectionError(done.stderr.strip()[-1000:])
         if done.returncode:
             raise ConfigError(f"plan: {act} on Ray's node {self.node} failed: {done.stderr.strip()[-1000:]}")
         return float(json.loads(done.stdout.splitlines()[-1])["made"])
@@ -159,12 +168,15 @@ def main(arguments: Sequence[str]) -> int:
     address, node, pid, started, act, *more = arguments
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         made = _on(ray, node, act, Process(int(pid), int(started)), more)
     except ProcessLookupError as error:
         print(error, file=sys.stderr)
         return GONE
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        print(error, file=sys.stderr)
+        return AWAY
     except (DiffuSSMError, OSError) as error:
         print(error, file=sys.stderr)
         return int(ExitCode.CONFIG)
@@ -176,7 +188,8 @@ def _on(ray: Any, node: str, act: str, process: Process, more: Sequence[str]) ->
     """Do it in a task there; returns when it was asked for.
 
     Raises:
-        ProcessLookupError: the process has ended, or the node does not answer.
+        ProcessLookupError: the process has ended.
+        ConnectionError: the node does not answer.
         ConfigError: it cannot be done there.
     """
     from cluster.nodes import on_node
@@ -199,7 +212,7 @@ def _on(ray: Any, node: str, act: str, process: Process, more: Sequence[str]) ->
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise ProcessLookupError(f"Ray's node {node} does not answer: {type(error).__name__}") from None
+        raise ConnectionError(f"Ray's node {node} does not answer: {type(error).__name__}") from None
     return asked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -23,6 +25,7 @@ from cluster.chaos.undo import Undos
 from cluster.processes import Process, kill_tree
 from diffussm.checkpoint.store import NotFound, Store, open_store
 from diffussm.config import dump
+from diffussm.config.places import absolutely
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError, ExitCode, StorageError
 from diffussm.naming import RunPaths
@@ -96,8 +99,8 @@ class Run:
         Raises:
             ConfigError: names the keys that differ.
         """
-        stored, ours = yaml.safe_load(self.store.read("config.yaml")), yaml.safe_load(dump(cfg))
-        keys = [f"{part}.{key}" for part in ("model", "diffusion", "train") for key in ours[part]]
+        stored, ours = yaml.safe_load(self.store.read("config.yaml")), yaml.safe_load(dump(absolutely(deepcopy(cfg))))
+        keys = [f"{part}.{key}" for part in ("data", "model", "diffusion", "train") for key in ours[part]]
         other = [
             key for key in keys
             if key != "train.log_images" and _value(stored, key) != _value(ours, key)
@@ -161,6 +164,11 @@ class Run:
                 began = target.make(fault, undos)
             else:
                 inject(fault, target, driver, undos)
+        except ConnectionError:  # its node is cut off or lost; another group may be there by now
+            self._looked = 0.0
+            with contextlib.suppress(StorageError):
+                self._look_for_ranks(driver)
+            return False
         except ProcessLookupError:  # it ended while we looked: the next one that fits is hit
             if fault.kind.hits_rank:
                 self._ranks.pop(rank, None)

@@ -111,7 +111,8 @@ class SlurmConfig:
     warning_s: int = 300
     """Seconds before the end at which Slurm warns; preemption's grace should be as long."""
     max_restarts: int = 20
-    """Infrastructure errors in a row after which a further one is final; saved preemptions go on for ever."""
+    """Infrastructure errors in a row after which a further one is final; a saved preemption or an hour of work ends the
+    row."""
     start_timeout_s: int = 300
     """Seconds within which all nodes must have joined the Ray cluster."""
     dependency: str = ""

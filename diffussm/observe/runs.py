@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffussm.checkpoint.store import NotFound, Store, open_store
-from diffussm.errors import DiffuSSMError, UsageError
+from diffussm.errors import DiffuSSMError, StorageError, UsageError
 from diffussm.observe.events import read_journal
 
 _SHOWN = ("loss", "lr", "images_per_s", "step", "epoch")
@@ -54,7 +54,16 @@ def status(root: str) -> dict[str, Any]:
 def listed(storage: str) -> list[str]:
     """Names of the runs in a storage: what has a config."""
     store = open_store(storage)
-    return [folder for folder in store.folders() if store.exists(f"{folder}/config.yaml")]
+    return [folder for folder in store.folders() if _is_run(store, folder)]
+
+
+def _is_run(store: Store, folder: str) -> bool:
+    try:
+        return store.exists(f"{folder}/config.yaml")
+    except StorageError as error:
+        if isinstance(error.__cause__, PermissionError):  # somebody else's
+            return False
+        raise
 
 
 def check(root: str, latents: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cluster.nodes import Node
 from diffussm.checkpoint.store import LocalStore
 from diffussm.config import dump
 from diffussm.config.schema import Config
-from diffussm.errors import MissingError, Preempted
+from diffussm.errors import InfrastructureError, MissingError, Preempted
 from tests.near import Near, without_ray
 from tests.runs import BATCH, tiny_run
 
@@ -155,6 +155,30 @@ def test_too_few_good_nodes_stop_the_job_with_the_reason(monkeypatch: pytest.Mon
     scene = Scene(monkeypatch, {"a": GOOD, "b": BAD})
     with pytest.raises(MissingError, match=r"10\.0\.0\.b: GPU 3.*1 of at least 2"):
         scene.run("ab", 2)
+
+
+def test_two_nodes_that_cannot_talk_are_no_final_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = checkup._reduced(GOOD, ["Connection refused"])
+    scene = Scene(monkeypatch, {"a": apart, "b": apart})
+    with pytest.raises(InfrastructureError, match="no all-reduce with its neighbours: Connection refused"):
+        scene.run("ab", 2)
+    scene = Scene(monkeypatch, {"a": apart, "b": BAD})
+    with pytest.raises(MissingError, match="GPU 3"):
+        scene.run("ab", 2)
+
+
+def test_a_meeting_that_fails_is_held_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[list[tuple[str, str]]] = []
+
+    def meet(found: Any, meetings: list[tuple[str, str]], check: Any) -> dict[str, float | str]:
+        held.append(meetings)
+        first = ("a", "b") in meetings and len(held) == 1
+        return {node: "refused" if first and node in "ab" else 0.02 for pair in meetings for node in pair}
+
+    monkeypatch.setattr(checkup, "_meet", meet)
+    found = checkup._with_reduces(dict.fromkeys("abcd", GOOD), lambda: None)
+    assert found == {name: GOOD.with_reduce(0.02) for name in "abcd"}
+    assert held == [[("a", "b"), ("c", "d")], [("a", "b")], [("b", "c"), ("d", "a")]]
 
 
 def test_a_warning_ends_the_preflight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,21 @@ from cluster.hub import Hub, Place
 from cluster.nodes import Node
 from cluster.trainer import _as_ours
 from diffussm.config.schema import ClusterConfig, Config, TrainConfig
-from diffussm.errors import DiffuSSMError, ExitCode, InfrastructureError, Preempted, StorageError
+from diffussm.errors import (
+    ConfigError,
+    DataError,
+    DiffuSSMError,
+    DivergedError,
+    ExitCode,
+    InfrastructureError,
+    MissingError,
+    Preempted,
+    Regroup,
+    RestoreMismatch,
+    StorageError,
+    Superseded,
+    UsageError,
+)  # fmt: skip
 from diffussm.train.control import Level, Wish
 from diffussm.train.phases import Beat, Phase
 from tests.near import Near, without_ray
@@ -73,6 +87,32 @@ def test_a_job_that_was_asked_to_leave_ends_to_be_started_again(scene: Scene, er
     shown = _as_ours(failed, scene.cfg, record)
     assert isinstance(shown, Preempted)
     assert "SIGTERM" in str(shown)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("a"), DataError("b"), DivergedError("c"), MissingError("d"), Superseded("e"), UsageError("f"),
+        RestoreMismatch("g"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_typed_error_that_ends_the_job_ends_it_with_its_own_code(scene: Scene, error: DiffuSSMError) -> None:
+    failed = WorkerGroupError("", {0: ECHO, 1: error})
+    decision, record = scene.fail(failed)
+    assert decision is FailureDecision.RAISE
+    assert _as_ours(failed, scene.cfg, record) is error
+
+
+def test_who_only_left_does_not_decide_the_code(scene: Scene) -> None:
+    """Rank 0 left for another group while rank 1 failed for good."""
+    wrong = ConfigError("mend it")
+    failed = WorkerGroupError("", {0: Regroup("2 workers could be had"), 1: wrong})
+    record = {"cause": "user", "rank": 1, "code": int(ExitCode.CONFIG), "reason": "rank 1: mend it"}
+    assert _as_ours(failed, scene.cfg, record) is wrong
+    lost = WorkerGroupError("", {0: Regroup("2 workers could be had"), 1: ECHO})
+    record |= {"code": int(ExitCode.INFRASTRUCTURE), "reason": "rank 1: lost"}
+    assert isinstance(_as_ours(lost, scene.cfg, record), InfrastructureError)
 
 
 def test_a_move_is_answered_by_another_group_and_a_departure_by_none(scene: Scene) -> None:

@@ -88,6 +88,7 @@ def test_a_full_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "runs" / "r").exists()
 
 
+@pytest.mark.usefixtures("no_work")
 def test_an_unwritable_place_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(StorageError, match="runs"):

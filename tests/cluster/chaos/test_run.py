@@ -16,6 +16,7 @@ from cluster.chaos.plan import Fault, Kind, Plan
 from cluster.chaos.run import Run
 from diffussm.checkpoint.store import open_store
 from diffussm.config import dump
+from diffussm.config.places import absolutely
 from diffussm.config.schema import Config
 from diffussm.errors import ConfigError, ExitCode
 
@@ -109,7 +110,7 @@ def test_a_new_run_is_one_without_anything_in_its_store(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_trained_otherwise_is_not_compared_with(tmp_path: Path) -> None:
-    cfg = Config()
+    cfg = absolutely(Config())
     (tmp_path / "config.yaml").write_text(dump(replace(cfg, name="x-calm", train=replace(cfg.train, log_images=8))))
     run = run_of(tmp_path, 8)
     run.check_same(cfg)
