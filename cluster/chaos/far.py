@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _on(ray: Any, node: str, act: str, process: Process, more: Sequence[str]) -> float:
-    """Do it in a task there; returns when it was asked for.
+    """Do it in a task there; returns when it was done, or asked for where there is no answer.
 
     Raises:
         ProcessLookupError: the process has ended.
@@ -200,10 +200,11 @@ def _on(ray: Any, node: str, act: str, process: Process, more: Sequence[str]) ->
 
     try:
         there("look")
-        asked = time.time()
+        made = time.time()
         # What ends a node, or cuts it off, may end before it has answered.
         try:
             there(act, *more)
+            made = time.time()
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError:
@@ -213,7 +214,7 @@ def _on(ray: Any, node: str, act: str, process: Process, more: Sequence[str]) ->
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise ConnectionError(f"Ray's node {node} does not answer: {type(error).__name__}") from None
-    return asked
+    return made
 
 
 def do(name: str, process: Process, arguments: Sequence[Any]) -> None:

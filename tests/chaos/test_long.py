@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -150,12 +151,21 @@ def test_ranks_on_other_hosts_are_hit_through_ray(tmp_path: Path) -> None:
     assert survived(said)["all"] == (4, 4)
     assert "identical" in said
     assert "NOT UNDONE" not in said
+    (cut_at,) = re.findall(r"chaos: cut-network rank 0 at ([\d,]+) images", said)
+    near = [line for line in _lines(tmp_path) if 0 <= line["images"] - int(cut_at.replace(",", "")) <= at(80)]
+    pauses = [after["time"] - before["time"] for before, after in itertools.pairwise(near)]
+    assert max(pauses) > 3, "nothing stood still while the link was down"
     hosts = {
         place["host"]
         for file in (tmp_path / "runs" / "tiny-chaos").glob("attempts/*/ranks.json")
         for place in json.loads(file.read_text()).values()
     }
     assert hosts == {"n0", "n1"}
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    journal = folder / "runs" / "tiny-chaos" / "metrics.jsonl"
+    return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
 @pytest.mark.timeout(TIMEOUT_S)
