@@ -119,7 +119,9 @@ def decide(
     stop = _reason_not_to_repeat(fault, earlier)
     if leaving and not stop:
         said = fault.diagnosis.said
-        if fault.diagnosis.cause is not Cause.PREEMPTED:
+        if fault.diagnosis.cause is Cause.PREEMPTED:  # a rank may have heard of it by another rank alone
+            said += "" if leaving in said else f" ({leaving})"
+        else:
             said += f"; asked to leave ({leaving}), the next start goes on from the last checkpoint"
         return Decision(Action.STOP, said, code=ExitCode.PREEMPTED)
     stop = stop or _spent(fault, earlier, limits)

@@ -344,7 +344,7 @@ class Stages:
         cluster = self.cfg.cluster
         runtime_env = {"env_vars": worker_env, "worker_process_setup_hook": env.WARM}
         if cluster.address:
-            ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False)
+            ray.init(address=cluster.address, runtime_env=runtime_env, log_to_driver=False, logging_level="warning")
             self.warnings.take_back()
             return
         # Logical CPUs: a laptop with fewer cores than workers trains slowly rather than never.

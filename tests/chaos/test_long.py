@@ -95,6 +95,20 @@ def test_processes_memory_warnings_and_the_head(tmp_path: Path, s3_server: S3Ser
 
 
 @pytest.mark.timeout(TIMEOUT_S)
+def test_a_rank_that_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is wide enough, and glibc told so, that every tensor of a step is mapped anew and meets the limit."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    faults = [{"fault": "limit-memory", "at_images": at(60), "rank": 1}]
+    code, said = chaos(tmp_path, {"faults": faults}, steps=150, **{"model.width": 512})
+    assert code == 0, said[-4000:]
+    assert survived(said) == {"limit-memory": (1, 1)}
+    assert "identical: samples and losses of all 150 lines" in said
+    summary = tmp_path / "runs" / "tiny-chaos" / "attempts" / "1" / "postmortem" / "summary.json"
+    found = json.loads(summary.read_text())
+    assert (found["cause"], found["rank"]) == ("out of memory", 1)
+
+
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     """Once between two checkpoints, once until a checkpoint and its next tries have failed."""
     with small_disk(tmp_path / "disk", 256 << 20) as disk:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.causes import Cause, Diagnosis
@@ -87,7 +89,13 @@ def test_a_job_that_was_asked_to_leave_makes_no_other_group(cause: Cause) -> Non
     for earlier in ([], [fault(cause, images=index) for index in range(20)]):
         decision = decide(fault(cause), earlier, 4, FIXED, LIMITS, leaving="SIGTERM to the driver")
         assert (decision.action, decision.code) == (Action.STOP, ExitCode.PREEMPTED)
-        assert ("SIGTERM" in decision.reason) == (cause is not Cause.PREEMPTED), "the ranks' own sentence has it"
+        assert decision.reason.count("SIGTERM") == 1
+
+
+def test_a_wish_that_the_ranks_name_themselves_is_not_said_twice() -> None:
+    said = "rank 0: SIGTERM to the driver: saved at 40 images"
+    left = replace(fault(Cause.PREEMPTED), diagnosis=Diagnosis(Cause.PREEMPTED, 0, said))
+    assert decide(left, [], 4, FIXED, LIMITS, leaving="SIGTERM to the driver").reason == said
 
 
 @pytest.mark.parametrize("cause", [Cause.USER, Cause.NONFINITE])
