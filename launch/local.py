@@ -10,6 +10,7 @@ The interface to the job is a command line and its exit code, nothing else; that
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from diffussm.errors import ConfigError
+from diffussm.naming import is_remote
 
 if TYPE_CHECKING:
     from diffussm.config import Config
@@ -40,7 +42,7 @@ def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, objec
     """Load and check a config before anything starts.
 
     Args:
-        config: a YAML file, or the folder of a run.
+        config: a YAML file, or the folder or URL of a run.
         overrides: `key=value` from the command line.
         options: values of named options by config key; None means not given. They win over `overrides`.
 
@@ -48,23 +50,27 @@ def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, objec
 
     Raises:
         ConfigError: as `diffussm.config.load` and `check`, or a run's folder was renamed.
+        StorageError: a run's bucket cannot be reached, or has no such run.
     """
     from diffussm.config import check, load  # late: half of the time that `--help` may take
 
     given = [*overrides, *(f"{key}={value}" for key, value in (options or {}).items() if value is not None)]
-    path = Path(config)
-    if path.is_dir() and not any(text.startswith(("storage=", "name=")) for text in given):
-        folder, path = path.resolve(), path / "config.yaml"
+    path, home = Path(config), ""
+    if is_remote(config):
+        path, home = _fetched(config.rstrip("/")), config.rstrip("/")
+    elif path.is_dir():
+        path, home = path / "config.yaml", str(path.resolve())
+    if home and not any(text.startswith(("storage=", "name=")) for text in given):
         cfg = load(path, given)
-        if cfg.name != folder.name:
+        storage, _, name = home.rpartition("/")
+        if cfg.name != name:
             raise ConfigError(
-                f"{folder}: found name: {cfg.name!r} in its config; allowed: the folder's own name, {folder.name!r}",
+                f"{home}: found name: {cfg.name!r} in its config; allowed: the folder's own name, {name!r}",
                 f"rename the folder to {cfg.name}",
             )
-        if Path(cfg.storage).resolve() != folder.parent:
-            given.append(f"storage={folder.parent}")
-    elif path.is_dir():
-        path = path / "config.yaml"
+        lies = cfg.storage.rstrip("/") if is_remote(cfg.storage) else str(Path(cfg.storage).resolve())
+        if lies != storage:
+            given.append(f"storage={storage}")
     cfg = load(path, given)
     check(cfg)
     return Job(str(path), tuple(given), cfg)
@@ -72,6 +78,9 @@ def read(config: str, overrides: Sequence[str] = (), options: Mapping[str, objec
 
 def run_of(path: str) -> tuple[str, int | None]:
     """A checkpoint's folder, `RUN/checkpoints/IMAGES`, as its run and images; anything else as it is."""
+    run, _, images = path.rstrip("/").rpartition("/checkpoints/")
+    if is_remote(run) and images.isdecimal():
+        return run, int(images)
     folder = Path(path)
     if folder.parent.name == "checkpoints" and folder.name.isdecimal():
         return str(folder.parent.parent), int(folder.name)
@@ -142,6 +151,19 @@ def run(command: Sequence[str]) -> NoReturn:
 def shown(command: Sequence[str]) -> str:
     """`command` as it can be pasted into a shell."""
     return shlex.join(command)
+
+
+def _fetched(url: str) -> Path:
+    """A copy of the config of a run in a bucket, in the user's cache: the command that follows reads it there."""
+    from launch import store  # it uses this module
+
+    text: str = store.ask("config", url)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "diffussm" / "configs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"config.yaml.{os.getpid()}"
+    fresh.write_text(text)
+    return fresh.replace(folder / "config.yaml")
 
 
 def _flags(flags: Mapping[str, object]) -> list[str]:

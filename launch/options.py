@@ -9,9 +9,9 @@ from typer import Argument, Option
 from diffussm.errors import UsageError
 
 Version = Annotated[bool, Option("--version", help="Say the version.")]
-Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder of a run.")]
+Config = Annotated[str, Argument(metavar="CONFIG", help="YAML file, or the folder or URL of a run.")]
 RunOrCheckpoint = Annotated[
-    str, Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder, one of its checkpoints, or a YAML file.")
+    str, Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder or URL, one of its checkpoints, or a YAML file.")
 ]
 Overrides = Annotated[
     list[str], Argument(metavar="KEY=VALUE", help="Keys of the config, set here, or YAML files to lay over it.")
@@ -56,7 +56,7 @@ At = Annotated[int | None, Option(metavar="IMAGES", min=1, help="After how many 
 Length = Annotated[float, Option(help="Relative width sigma_rel of the average, 0.01 to 0.28.")]
 NoWrite = Annotated[bool, Option("--dry-run", help="Print the coefficients and the fit, write nothing.")]
 
-Named = Annotated[str, Argument(metavar="RUN", help="Name of a run, its config or its folder.")]
+Named = Annotated[str, Argument(metavar="RUN", help="Name of a run, its config, its folder or its URL.")]
 Target = Annotated[str, Option("--to", metavar="TARGET", help="Where it runs: slurm, kubernetes or local.")]
 DoctorTarget = Annotated[
     str, Option("--to", metavar="TARGET", help="slurm or kubernetes must be reachable; bad if it is not.")

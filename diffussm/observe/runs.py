@@ -1,4 +1,4 @@
-"""`python -m diffussm.observe.runs status ROOT | list STORAGE | check ROOT LATENTS`: what the store says, as JSON.
+"""`python -m diffussm.observe.runs status|config ROOT | list STORAGE | check ROOT LATENTS`: what it says, as JSON.
 
 Commands that look after runs start this instead of importing what reads a bucket; it changes nothing but a probe that
 `check` writes and deletes.
@@ -51,6 +51,14 @@ def status(root: str) -> dict[str, Any]:
     }
 
 
+def config(root: str) -> str:
+    """The run's config as it is stored. Raises UsageError if there is none."""
+    found = _read(open_store(root), "config.yaml")
+    if found is None:
+        raise UsageError(f"{root}: found no config.yaml there; allowed: a run's place", "diffussm list shows runs")
+    return found.decode()
+
+
 def listed(storage: str) -> list[str]:
     """Names of the runs in a storage: what has a config."""
     store = open_store(storage)
@@ -83,7 +91,9 @@ def _read(store: Store, key: str) -> bytes | None:
 
 def main(arguments: Sequence[str]) -> int:
     """Print what was asked for as JSON; a typed error in two lines, with its exit code."""
-    verbs: dict[str, tuple[Callable[..., Any], int]] = {"status": (status, 1), "list": (listed, 1), "check": (check, 2)}
+    verbs: dict[str, tuple[Callable[..., Any], int]] = {
+        "status": (status, 1), "config": (config, 1), "list": (listed, 1), "check": (check, 2),
+    }  # fmt: skip
     try:
         verb, count = verbs.get(arguments[0] if arguments else "", (None, 0))
         if verb is None or len(arguments) != count + 1:

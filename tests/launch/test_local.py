@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from diffussm.checkpoint.store import open_store
 from diffussm.config import dump, load
-from diffussm.errors import ConfigError
+from diffussm.errors import ConfigError, StorageError
 from launch import local
+from tests.s3 import S3Server
 
 PYTHON = [sys.executable, "-P", "-m"]
 
@@ -97,6 +99,21 @@ def test_a_renamed_run_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         local.read(str(tmp_path))
+
+
+def test_a_run_in_a_bucket_is_its_url(
+    folder: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runs = s3_server.url("local-runs")
+    open_store(f"{runs}/a-run").write("config.yaml", (folder / "config.yaml").read_bytes())
+    job = local.read(f"{runs}/a-run/", ["seed=3"])
+    assert (job.cfg.storage, job.cfg.name, job.cfg.seed) == (runs, "a-run", 3)
+    assert job.overrides == ("seed=3", f"storage={runs}")
+    assert Path(job.path).read_bytes() == (folder / "config.yaml").read_bytes()
+    assert local.run_of(f"{runs}/a-run/checkpoints/000000000064") == (f"{runs}/a-run", 64)
+    with pytest.raises(StorageError, match=r"other: found no config\.yaml there"):
+        local.read(f"{runs}/other")
 
 
 def test_doctor_takes_a_config_or_none(minimal: Path) -> None:
