@@ -170,7 +170,7 @@ class Run:
                 self._look_for_ranks(driver)
             return False
         except ProcessLookupError:  # it ended while we looked: the next one that fits is hit
-            if fault.kind.hits_rank:
+            if isinstance(target, Far):  # whether it lives is known only now
                 self._ranks.pop(rank, None)
             return False
         whom = f" rank {rank}" if fault.kind.hits_rank else ""
