@@ -111,8 +111,7 @@ class SlurmConfig:
     warning_s: int = 300
     """Seconds before the end at which Slurm warns; preemption's grace should be as long."""
     max_restarts: int = 20
-    """Infrastructure errors in a row after which a further one is final; a saved preemption or an hour of work ends the
-    row."""
+    """Infrastructure errors in a row (no saved preemption, no hour of work between them) that are tried again."""
     start_timeout_s: int = 300
     """Seconds within which all nodes must have joined the Ray cluster."""
     dependency: str = ""

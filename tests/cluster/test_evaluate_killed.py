@@ -116,7 +116,7 @@ def check(cfg: Config, store: LocalStore, expected: dict[str, Any]) -> None:
     assert not (store.root / "evaluations/partial").exists()
 
 
-@pytest.mark.parametrize("last", [1, 3, 8, 12, 14, 16, 17, 20])
+@pytest.mark.parametrize("last", [1, 8, 16, 20])  # the long test has all
 def test_killed_at_any_moment_it_goes_on(
     last: int, scored: Config, store: LocalStore, expected: dict[str, Any]
 ) -> None:  # fmt: skip

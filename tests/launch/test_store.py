@@ -20,7 +20,7 @@ def test_a_refusal_is_an_error_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file"):
         store.ask("check", str(tmp_path / "file" / "run"), str(tmp_path))
-    with pytest.raises(StorageError, match="allowed: status, list, check"):
+    with pytest.raises(StorageError, match="allowed: status, config, list, check"):
         store.ask("nothing")
 
 
