@@ -123,7 +123,7 @@ class Beside:
                         continue
                     try:
                         scoring.keep_weights(self._cfg, self._store, images, lane.folder)
-                    except (Exception, SystemExit) as error:  # noqa: BLE001 - likewise the memory that is not to be had
+                    except (Exception, SystemExit) as error:  # noqa: BLE001 - want of memory too: the next is tried
                         self._tell(lane, "skipped", images, _said(error))
                         continue
                     lane.last = images

@@ -44,7 +44,7 @@ class Process:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             raise
-        except (AttributeError, OSError):  # an old kernel, or a sandbox that forbids it: the start alone must do
+        except (AttributeError, OSError):  # an old kernel, or a filter of system calls: the start alone must do
             if not self.lives:
                 raise ProcessLookupError(f"process {self.pid} has ended") from None
             os.kill(self.pid, number)

@@ -1,4 +1,4 @@
-"""`python -m diffussm.observe.runs status|config ROOT | list STORAGE | check ROOT LATENTS`: what it says, as JSON.
+"""`python -m diffussm.observe.runs status|config ROOT | list STORAGE | check ROOT LATENTS`: a store's answer in JSON.
 
 Commands that look after runs start this instead of importing what reads a bucket; it changes nothing but a probe that
 `check` writes and deletes.
