@@ -112,11 +112,6 @@ def go_on(process: Process) -> None:
     process.signal(signal.SIGCONT)
 
 
-def limit_memory(process: Process) -> None:
-    """As `inject.limit_memory`."""
-    inject.limit_memory(process)
-
-
 def kill_node(process: Process) -> None:
     """The raylet and all that runs below it, the process that does this among them, and last."""
     raylet = process.parent()
@@ -158,7 +153,7 @@ def hold(space: int, device: str, for_s: float) -> int:
     return int(bool(undos.failed))
 
 
-ACTS = {each.__name__: each for each in (kill, stop, go_on, limit_memory, kill_node, cut)}
+ACTS = {each.__name__: each for each in (kill, stop, go_on, inject.limit_memory, kill_node, cut)}
 
 
 def main(arguments: Sequence[str]) -> int:

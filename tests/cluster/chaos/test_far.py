@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ def test_acts_are_done_to_that_very_process(child: subprocess.Popen[bytes]) -> N
     until(lambda: state_of(process) == "stopped")
     do("go_on", process, ())
     until(lambda: state_of(process) == "asleep")
+    do("limit_memory", process, ())
+    assert 0 < resource.prlimit(child.pid, resource.RLIMIT_AS)[0] < 1 << 40
     with pytest.raises(ProcessLookupError):
         do("kill", Process(child.pid, process.started - 1), ())
     assert child.poll() is None
